@@ -96,8 +96,10 @@ var findBinary = sync.OnceValues(func() (string, error) {
 func IsOpenBao(t testing.TB) bool {
 	t.Helper()
 	bin := Binary(t)
-	if known, ok := flavours.Load(bin); ok {
-		return known.(bool)
+	flavours.Lock()
+	defer flavours.Unlock()
+	if bao, known := flavours.isBao[bin]; known {
+		return bao
 	}
 	cmd := exec.Command(bin, "version")
 	cmd.Env = []string{"HOME=" + t.TempDir()}
@@ -106,11 +108,14 @@ func IsOpenBao(t testing.TB) bool {
 		t.Fatalf("%s version: %v", bin, err)
 	}
 	bao := strings.Contains(string(out), "OpenBao")
-	flavours.Store(bin, bao)
+	flavours.isBao[bin] = bao
 	return bao
 }
 
-var flavours sync.Map // binary path -> bool
+var flavours = struct {
+	sync.Mutex
+	isBao map[string]bool // by path of the binary
+}{isBao: map[string]bool{}}
 
 // Eventually calls check every so often until it returns nil, and fails the
 // test with its last error once timeout is over.
@@ -160,7 +165,7 @@ func repoRoot() (string, error) {
 // a plugin directory.
 func tempDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "apikeys-e2e-")
+	dir, err := os.MkdirTemp("", "apikeys-e2e-") //nolint:usetesting // t.TempDir is too long, see above
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,11 +175,11 @@ func tempDir(t testing.TB) string {
 			t.Errorf("clean up: %v", err)
 		}
 	})
-	real, err := filepath.EvalSymlinks(dir)
+	resolved, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return real
+	return resolved
 }
 
 func subdir(t testing.TB, parts ...string) string {

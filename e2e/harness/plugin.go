@@ -185,7 +185,7 @@ func (s *Server) ReloadPlugin(t testing.TB, plugin string) {
 // place: it sets plugin_version and reloads the mount.
 func (s *Server) UpgradeEngine(t testing.TB, mountPath, version string) {
 	t.Helper()
-	if err := s.Client.Sys().TuneMount(mountPath, api.MountConfigInput{PluginVersion: version}); err != nil {
+	if err := s.Client.Sys().TuneMountAllowNil(mountPath, api.TuneMountConfigInput{PluginVersion: &version}); err != nil {
 		t.Fatalf("set plugin_version of %s/ to %s: %v", mountPath, version, err)
 	}
 	if _, err := s.Client.Sys().ReloadPlugin(&api.ReloadPluginInput{Mounts: []string{mountPath + "/"}}); err != nil {

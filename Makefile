@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MPL-2.0
+#
+# `make` alone prints what there is. A line `target: ## text` is its help.
+
+SHELL         := bash
+.SHELLFLAGS   := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS     += --no-print-directory
+.NOTPARALLEL:
+
+PLUGIN  := vault-plugin-secrets-apikeys
+MODULE  := github.com/vault-apikeys/vault-plugin-secrets-apikeys
+# The plugin catalogue wants a semantic version with a leading v. Without a tag
+# the default of backend/internal/version stays.
+VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
+COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+LDFLAGS := -s -w \
+	$(if $(VERSION),-X $(MODULE)/backend/internal/version.Version=$(VERSION)) \
+	$(if $(COMMIT),-X $(MODULE)/backend/internal/version.Commit=$(COMMIT))
+GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+
+# Everything but the end-to-end tests, which need a server.
+UNIT = $$(go list ./... | grep -v '^$(MODULE)/e2e')
+# The race detector needs a C compiler. .ci/run has one; whoever has none is told.
+RACE = $$(if command -v "$$(go env CC)" >/dev/null; then echo -race; else echo 'SKIP -race: no C compiler ($(shell go env CC))' >&2; fi)
+
+TEST_FLAGS ?=
+E2E_FLAGS  ?= -v -count=1 -p 1 -parallel 4 -timeout 20m
+E2E        ?= ./e2e/...
+BENCH      ?= .
+FUZZTIME   ?= 10s
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## See a key roll over on a real Vault without a refused request
+	@bin=$$(scripts/vault.sh) && VAULT_BIN=$$bin go run ./scripts/demo
+
+.PHONY: build
+build: ## Build the plugin, and the other commands, into bin/
+	@mkdir -p bin
+	$(GO_BUILD) -o bin/ ./cmd/...
+
+.PHONY: dev
+dev: ## Leave a dev Vault running with the engine at apikeys/, and say what to type next
+	@scripts/dev.sh start
+
+.PHONY: dev-reload
+dev-reload: ## Build again and swap the plugin of the running dev Vault; its keys stay
+	@scripts/dev.sh reload
+
+.PHONY: dev-stop
+dev-stop: ## Stop the dev Vault
+	@scripts/dev.sh stop
+
+.PHONY: test
+test: fmt-check vet docs-check lint unit e2e vuln ## Everything, as CI does: format, vet, lint, docs, race tests, a real Vault, known vulnerabilities
+	@echo 'PASS: make test'
+
+.PHONY: test-short
+test-short: ## The inner loop: unit tests without the race detector and without a Vault
+	go test -short $(TEST_FLAGS) $(UNIT)
+
+.PHONY: unit
+unit: ## Unit tests with the race detector
+	@race=$(RACE); set -x; go test $$race -timeout 15m $(TEST_FLAGS) $(UNIT)
+
+.PHONY: e2e
+e2e: ## End-to-end tests on a real Vault; one of them: make e2e E2E_FLAGS='-v -run Name'
+	@bin=$$(scripts/vault.sh) && set -x && VAULT_BIN=$$bin APIKEYS_E2E_REQUIRE=1 go test $(E2E_FLAGS) $(E2E)
+
+.PHONY: fmt
+fmt: ## Format the sources
+	@"$$(scripts/tools.sh)/golangci-lint" fmt
+
+.PHONY: fmt-check
+fmt-check:
+	@bad=$$(git ls-files --cached --others --exclude-standard '*.go' | xargs gofmt -l); \
+	if [ -n "$$bad" ]; then echo "FAIL gofmt; run make fmt:"; echo "$$bad"; exit 1; fi; echo 'ok   gofmt'
+
+.PHONY: vet
+vet:
+	go vet ./...
+
+.PHONY: lint
+lint: ## golangci-lint, after a check of its configuration
+	@tools=$$(scripts/tools.sh) && set -x && "$$tools/golangci-lint" config verify && "$$tools/golangci-lint" run ./...
+
+.PHONY: vuln
+vuln: ## govulncheck; says SKIP where its database is out of reach
+	@scripts/vuln.sh
+
+.PHONY: docs-check
+docs-check: ## Links of the docs, licence headers, shell syntax
+	@go run ./scripts/repocheck
+
+.PHONY: bench
+bench: ## Operation counts and throughput, beside their budgets
+	go test -run '^$$' -bench '$(BENCH)' -benchmem $(UNIT)
+	@bin=$$(scripts/vault.sh) && set -x && VAULT_BIN=$$bin APIKEYS_E2E_REQUIRE=1 go test -run '^$$' -bench '$(BENCH)' -timeout 30m $(E2E)
+
+.PHONY: fuzz
+fuzz: ## Each fuzz test for FUZZTIME (10s)
+	@scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: vault
+vault: ## Print the path of the Vault that is used, building it if need be
+	@scripts/vault.sh
+
+.PHONY: clean
+clean: ## Remove what was built, but not the Vault and the linters in .cache/ (clean-all does)
+	rm -rf bin dist coverage.out .cache/e2e-plugins
+
+.PHONY: clean-all
+clean-all: dev-stop clean
+	rm -rf .cache
