@@ -5,9 +5,12 @@ package harness_test
 import (
 	"encoding/json"
 	"errors"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -144,4 +147,34 @@ template {
 	if agent.Running() {
 		t.Error("agent still runs")
 	}
+}
+
+func TestNoServerOutlivesAKilledTest(t *testing.T) {
+	t.Parallel()
+	if os.Getenv("HARNESS_ABANDON") != "" {
+		srv := harness.StartDev(t, harness.Options{})
+		if err := os.WriteFile(os.Getenv("HARNESS_ABANDON"), []byte(srv.Addr+" "+srv.Dir), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL) // no clean-up runs
+	}
+	harness.Binary(t)
+	file := filepath.Join(t.TempDir(), "addr")
+	child := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+	child.Env = append(os.Environ(), "HARNESS_ABANDON="+file)
+	out, err := child.CombinedOutput()
+	b, readErr := os.ReadFile(file)
+	if err == nil || readErr != nil {
+		t.Fatalf("the child was to start a server and be killed: %v, %v\n%s", err, readErr, out)
+	}
+	addr, dir, _ := strings.Cut(string(b), " ")
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	harness.Eventually(t, 10*time.Second, 50*time.Millisecond, func() error {
+		resp, err := http.Get(addr + "/v1/sys/health")
+		if err != nil {
+			return nil
+		}
+		_ = resp.Body.Close()
+		return errors.New("the server still answers")
+	})
 }

@@ -32,6 +32,13 @@ type Cluster struct {
 func StartCluster(t testing.TB, n int, opts Options) *Cluster {
 	t.Helper()
 	first := StartRaft(t, opts)
+	// Not by the client's own call: that one sends an Enterprise field.
+	_, err := first.Client.Logical().Write("sys/storage/raft/autopilot/configuration", map[string]any{
+		"server_stabilization_time": "1s",
+	})
+	if err != nil {
+		t.Fatalf("configure autopilot: %v", err)
+	}
 	c := &Cluster{Nodes: []*Server{first}}
 	for i := 1; i < n; i++ {
 		s := startNode(t, opts, fmt.Sprintf("node%d", i), first.Addr)
@@ -110,6 +117,9 @@ storage "raft" {
   node_id = %q
   # A single node elects itself sooner, and a failover takes less of a test's time.
   performance_multiplier = 1
+  # A node that joins becomes a voter sooner; the default is to wait for 10 s.
+  autopilot_reconcile_interval = "500ms"
+  autopilot_update_interval    = "500ms"
   %s
 }
 listener "tcp" {
