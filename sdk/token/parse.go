@@ -64,7 +64,7 @@ func Checksum(body string) string {
 func checksum[T string | []byte](body T) [ChecksumLength]byte {
 	crc := ^uint32(0)
 	for i := range len(body) {
-		crc = crc32.IEEETable[byte(crc)^body[i]] ^ crc>>8
+		crc = crc32.IEEETable[byte(crc&0xff)^body[i]] ^ crc>>8
 	}
 	crc = ^crc
 	var digits [ChecksumLength]byte
