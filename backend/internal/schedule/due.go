@@ -90,8 +90,9 @@ func (s Spec) Due(last, now time.Time, keyID string) (due bool, next time.Time) 
 // too: ask [Spec.Due] first.
 //
 // CatchUp has no memory. Asked again at the instant that it gave, it would put
-// the key off again, so ask once: a key whose stored tick is later than
-// Next(last, keyID) has had its answer and is rotated when that tick comes.
+// the key off again, so ask once: a key whose stored tick is later than the
+// instant since which Due says it is due has had its answer, and is rotated
+// when that tick comes.
 func (s Spec) CatchUp(last, now time.Time, keyID string) time.Time {
 	now = wholeSecond(now)
 	due, since := s.Due(last, now, keyID)
