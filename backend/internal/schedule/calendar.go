@@ -15,7 +15,7 @@ import (
 type calendar struct {
 	minute, hour, dom, month, dow uint64 // bit n for value n
 	either                        bool   // both day fields are restricted: one match is enough
-	minGap                        time.Duration
+	minGap, maxGap                time.Duration
 }
 
 // starBit is how the parser marks a field with a star in it.
@@ -36,7 +36,7 @@ func newCalendar(s *cron.SpecSchedule) *calendar {
 		dow:    s.Dow &^ starBit,
 		either: s.Dom&starBit == 0 && s.Dow&starBit == 0,
 	}
-	c.minGap = c.leastGap()
+	c.minGap, c.maxGap = c.gaps()
 	return c
 }
 
@@ -122,32 +122,32 @@ func (c *calendar) minuteTo(minute int) int {
 	return -1
 }
 
-// leastGap returns the least time between two consecutive fires, or 0 if there
-// are none. It walks the days of 2001 to 2033: the calendar repeats every 28
-// years (from 1901 to 2099), and the five more close the gap that the last
-// fire of a cycle opens.
-func (c *calendar) leastGap() time.Duration {
+// gaps returns the least and the greatest time between two consecutive fires,
+// or 0 if there are none. It walks the days of 2001 to 2033: the calendar
+// repeats every 28 years (from 1901 to 2099), and the five more close the gap
+// that the last fire of a cycle opens.
+func (c *calendar) gaps() (least, greatest time.Duration) {
 	first, last := c.minuteFrom(0), c.minuteTo(minutesPerDay-1)
 	if first < 0 {
-		return 0
+		return 0, 0
 	}
-	days := c.leastDays()
-	if days == 0 {
-		return 0
+	nearest, farthest := c.dayGaps()
+	if nearest == 0 {
+		return 0, 0
 	}
-	gap := days*minutesPerDay - (last - first)
+	low, high := nearest*minutesPerDay-(last-first), farthest*minutesPerDay-(last-first)
 	for at := first; at < last; {
 		then := c.minuteFrom(at + 1)
-		gap = min(gap, then-at)
+		low, high = min(low, then-at), max(high, then-at)
 		at = then
 	}
-	return time.Duration(gap) * time.Minute
+	return time.Duration(low) * time.Minute, time.Duration(high) * time.Minute
 }
 
-// leastDays returns the least number of days between two days with fires, or
-// 0 if there are none.
-func (c *calendar) leastDays() int {
-	least, since := 0, 0 // since: days since the last day with fires, 0 before the first
+// dayGaps returns the least and the greatest number of days between two
+// consecutive days with fires, or 0 if there are none.
+func (c *calendar) dayGaps() (least, greatest int) {
+	since := 0 // days since the last day with fires, 0 before the first
 	weekday := time.Monday
 	for year := 2001; year <= 2033; year++ {
 		for month := time.January; month <= time.December; month++ {
@@ -159,9 +159,7 @@ func (c *calendar) leastDays() int {
 					if least == 0 || since < least {
 						least = since
 					}
-					if least == 1 {
-						return 1
-					}
+					greatest = max(greatest, since)
 					since = 1
 				case since > 0:
 					since++
@@ -170,10 +168,10 @@ func (c *calendar) leastDays() int {
 			}
 		}
 	}
-	return least
+	return least, greatest
 }
 
-// daysIn is right for the years that leastDays walks.
+// daysIn is right for the years that dayGaps walks.
 func daysIn(year int, month time.Month) int {
 	switch month {
 	case time.February:

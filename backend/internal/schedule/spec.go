@@ -78,6 +78,15 @@ func (s Spec) MinInterval() time.Duration {
 	return max(s.Period, 0)
 }
 
+// MaxInterval returns the most time that can pass between two rotations that
+// are due without jitter, as MinInterval returns the least.
+func (s Spec) MaxInterval() time.Duration {
+	if c := s.calendar(); c != nil {
+		return c.maxGap
+	}
+	return max(s.Period, 0)
+}
+
 // Interval returns the period, or for cron the length of the interval that at
 // lies in: from the last fire at or before it to the next one after it. It is
 // 0 if there is neither. Disabled makes no difference.

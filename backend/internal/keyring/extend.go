@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package keyring
+
+import (
+	"fmt"
+	"time"
+)
+
+// Extend moves the end of the overlap of a retiring version to now plus by:
+// later, never earlier, and at most p.MaxOverlap after it was superseded. A
+// retired version inside its rollback window is retiring again. version 0
+// means the only candidate.
+func (k *Key) Extend(c Cause, p Policy, version int, by time.Duration) (*Key, error) {
+	n, c := k.begin(c)
+	if k.Leased() {
+		return nil, refuse(ErrLeased, "%s lives by its leases and cannot be extended: renew them", k.Label())
+	}
+	number, err := n.candidate(version, func(v *Version) bool {
+		return v.StateAt(c.Now) == StateRetiring || v.RestorableAt(c.Now)
+	}, "retiring or restorable")
+	if err != nil {
+		return nil, err
+	}
+	v := n.at(number)
+	state := v.StateAt(c.Now)
+	switch {
+	case state.Final():
+		return nil, refuse(ErrFinal, "version %d of %s is %s and cannot be extended", number, k.Label(), state)
+	case state == StateRetired && !v.RestorableAt(c.Now):
+		return nil, refuse(ErrNotRestorable, "version %d of %s is retired and outside its rollback window", number, k.Label())
+	case state == StateActive || state == StatePending:
+		return nil, refuse(ErrWrongState, "version %d of %s is %s and has no overlap to extend", number, k.Label(), state)
+	}
+	end := c.Now.Add(by)
+	limit := v.SupersededTime.Add(p.MaxOverlap)
+	if !v.ExpireTime.IsZero() && v.ExpireTime.Before(limit) {
+		limit = v.ExpireTime
+	}
+	if end.After(limit) {
+		return nil, refuse(ErrOverlapTooLong, "overlap_period is at most %s from now: version %d of %s can be accepted until %s (max_overlap_period %s from its promotion, and its version_ttl)",
+			max(0, limit.Sub(c.Now).Truncate(time.Second)), number, k.Label(), formatTime(limit), p.MaxOverlap)
+	}
+	if state == StateRetiring && !end.After(v.OverlapEnds) {
+		return nil, refuse(ErrNotLater, "the overlap of version %d of %s ends at %s; extend moves it later, never earlier", number, k.Label(), formatTime(v.OverlapEnds))
+	}
+	if !end.After(c.Now) {
+		return nil, refuse(ErrNotLater, "overlap_period must be above 0s to extend version %d of %s", number, k.Label())
+	}
+	if state == StateRetired {
+		if err := n.makeRoom(c, p, false, number, false); err != nil {
+			return nil, err
+		}
+		v.RollbackWindow = max(v.RollbackWindow, p.RollbackWindow)
+		v.AcceptedUntil = time.Time{}
+	}
+	v.State = StateRetiring
+	v.EndedTime, v.RestorableUntil, v.Reason = time.Time{}, time.Time{}, ""
+	v.OverlapEnds = end
+	if v.AcceptedUntil.Before(end) {
+		v.AcceptedUntil = end
+	}
+	n.Record(c, EventOverlapExtended, number, fmt.Sprintf("accepted until %s", formatTime(v.AcceptedUntil)))
+	return n, nil
+}
+
+// DrainVerdict says whether a version is still in use.
+type DrainVerdict struct {
+	Drained bool
+	// Why is the evidence, in words for a person.
+	Why string
+	// Next is the earliest moment at which the answer can change to drained.
+	Next time.Time
+}
+
+// DrainCheck judges the use of a version. Unknown use is not drained.
+type DrainCheck func(version int) DrainVerdict
+
+// Retire ends the overlap of a retiring version now. It is refused unless the
+// version is drained, or force is set. version 0 means the only candidate.
+func (k *Key) Retire(c Cause, version int, drained DrainCheck, force bool) (*Key, error) {
+	n, c := k.begin(c)
+	number, err := n.candidate(version, func(v *Version) bool { return v.StateAt(c.Now) == StateRetiring }, "retiring")
+	if err != nil {
+		return nil, err
+	}
+	v := n.at(number)
+	if state := v.StateAt(c.Now); state != StateRetiring {
+		return nil, refuse(ErrWrongState, "version %d of %s is %s: only a retiring version can be retired", number, k.Label(), state)
+	}
+	reason := "retired by force"
+	if !force {
+		verdict := drained(number)
+		if !verdict.Drained {
+			return nil, refuse(ErrNotDrained, "version %d of %s is not drained (%s): wait, or set force=true to end it all the same", number, k.Label(), verdict.Why)
+		}
+		reason = "drained: " + verdict.Why
+	}
+	if c.Reason != "" {
+		reason = c.Reason
+	}
+	v.retire(c.Now, reason)
+	n.Record(c, EventVersionRetired, number, reason)
+	return n, nil
+}
+
+// candidate returns version, which must exist, or the only one that fits
+// where version is 0.
+func (k *Key) candidate(version int, fits func(*Version) bool, what string) (int, error) {
+	if version != 0 {
+		if k.index(version) < 0 {
+			return 0, refuse(ErrNoSuchVersion, "%s has no version %d", k.Label(), version)
+		}
+		return version, nil
+	}
+	var found []int
+	for i := range k.Versions {
+		if fits(&k.Versions[i]) {
+			found = append(found, k.Versions[i].Number)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return 0, refuse(ErrWrongState, "%s has no %s version", k.Label(), what)
+	case 1:
+		return found[0], nil
+	}
+	return 0, refuse(ErrVersionNeeded, "version is required: versions %v of %s are %s", found, k.Label(), what)
+}

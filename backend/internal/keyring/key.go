@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package keyring
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
+)
+
+// Schema is the major version of the stored form of a Key. Additions do not
+// change it; an entry with a higher one is refused.
+const Schema = 1
+
+const (
+	// HistoryLimit is the number of transitions that a key remembers.
+	HistoryLimit = 100
+	// RequestLimit and RequestLife bound the request ids that a key remembers.
+	RequestLimit = 16
+	RequestLife  = 24 * time.Hour
+	// LeasedKeepTime is how long an ended leased key can still be read.
+	LeasedKeepTime = 24 * time.Hour
+)
+
+// Key is one client's credential as it is stored: everything that a
+// transition depends on, in one entry. Treat it as immutable; transitions
+// return changed copies.
+type Key struct {
+	Schema int    `json:"schema"`
+	ID     string `json:"key_id"`
+	// Name is empty for a leased key.
+	Name     string `json:"name,omitempty"`
+	Role     string `json:"role"`
+	Disabled bool   `json:"disabled,omitempty"`
+	Imported bool   `json:"imported,omitempty"`
+	// Scopes is nil where the key has those of its role, whatever they are.
+	Scopes         *[]string         `json:"scopes,omitempty"`
+	BoundCIDRs     []string          `json:"bound_cidrs,omitempty"`
+	CustomMetadata map[string]string `json:"custom_metadata,omitempty"`
+	CreatedTime    time.Time         `json:"created_time"`
+	Lease          *Lease            `json:"lease,omitempty"`
+
+	// Versions are in ascending order of their numbers.
+	Versions []Version `json:"versions,omitempty"`
+
+	// LastRotation is what the next automatic rotation counts from.
+	LastRotation time.Time `json:"last_rotation,omitzero"`
+	// RotateAt, where set, replaces the schedule's next time: a rotation that
+	// an outage delayed, or one that waits for room in the window.
+	RotateAt time.Time `json:"rotate_at,omitzero"`
+	// Blocked is the reason that was recorded for a waiting rotation.
+	Blocked string `json:"blocked,omitempty"`
+	// NextTick is the minute since 1970 under which the key is filed in the
+	// due index, 0 where nothing is due.
+	NextTick int64 `json:"next_tick,omitempty"`
+	// Failures counts failed attempts of the periodic function in a row.
+	Failures int `json:"failures,omitempty"`
+	// Recorded is the latest time of any transition. Time never runs below it.
+	Recorded time.Time `json:"recorded,omitzero"`
+
+	Requests []Request `json:"requests,omitempty"`
+	// Job is the last bulk job that rotated the key.
+	Job     string  `json:"job,omitempty"`
+	History []Event `json:"history,omitempty"`
+
+	// Deleted marks a tombstone, which keeps Versions that are compromised.
+	Deleted time.Time `json:"deleted_time,omitzero"`
+	// Cleanup is what a tombstone has still to remove.
+	Cleanup *Cleanup `json:"cleanup,omitempty"`
+
+	extra jsonkeep.Extra
+}
+
+// Lease says who may rotate a leased key, and how long it can live.
+type Lease struct {
+	EntityID string `json:"entity_id,omitempty"`
+	// Accessor is the token's, where it has no entity.
+	Accessor string `json:"accessor,omitempty"`
+	// MaxExpireTime is the end of max_ttl, counted from the key's creation.
+	MaxExpireTime time.Time `json:"max_expire_time,omitzero"`
+}
+
+// Request is a rotation that named a request_id, so that a replay is known.
+type Request struct {
+	ID string `json:"id"`
+	// Parameters is a digest of what else was asked.
+	Parameters string    `json:"parameters"`
+	Version    int       `json:"version"`
+	Time       time.Time `json:"time"`
+}
+
+// Cleanup lists the index entries of a deleted key.
+type Cleanup struct {
+	Name     string   `json:"name,omitempty"`
+	Role     string   `json:"role,omitempty"`
+	Imported []string `json:"imported,omitempty"`
+}
+
+type keyFields Key
+
+// MarshalJSON keeps the fields that UnmarshalJSON did not know.
+func (k Key) MarshalJSON() ([]byte, error) { return jsonkeep.Marshal(keyFields(k), k.extra) }
+
+// UnmarshalJSON reads a stored key and refuses one that this code must not
+// touch: a newer schema, or versions that cannot be.
+func (k *Key) UnmarshalJSON(data []byte) error {
+	var head struct {
+		Schema int `json:"schema"`
+	}
+	if err := json.Unmarshal(data, &head); err != nil {
+		return err
+	}
+	if head.Schema < 1 || head.Schema > Schema {
+		return fmt.Errorf("schema %d is not one that this plugin reads (1 to %d): run the newer plugin that wrote it", head.Schema, Schema)
+	}
+	extra, err := jsonkeep.Unmarshal(data, (*keyFields)(k))
+	if err != nil {
+		return err
+	}
+	k.extra = extra
+	for i := range k.Versions {
+		v := &k.Versions[i]
+		if v.State == StateUnknown || v.Number < 1 || i > 0 && v.Number <= k.Versions[i-1].Number {
+			return fmt.Errorf("version at position %d is not valid", i)
+		}
+	}
+	return nil
+}
+
+// Cause says when a transition happens, at whose wish, and why.
+type Cause struct {
+	Now    time.Time
+	Actor  string
+	Reason string
+}
+
+// Event is a change that a transition made, as history shows it.
+type Event struct {
+	Time    time.Time `json:"time"`
+	Type    EventType `json:"type"`
+	Version int       `json:"version,omitempty"`
+	Actor   string    `json:"actor,omitempty"`
+	Reason  string    `json:"reason,omitempty"`
+	// Detail says in words what the type leaves open. It holds no secret.
+	Detail string `json:"detail,omitempty"`
+}
+
+// EventType names a kind of Event.
+type EventType string
+
+// The kinds of events that transitions make.
+const (
+	EventKeyCreated         EventType = "key.created"
+	EventKeyUpdated         EventType = "key.updated"
+	EventKeyDeleted         EventType = "key.deleted"
+	EventKeyRolledBack      EventType = "key.rolled_back"
+	EventVersionCreated     EventType = "version.created"
+	EventVersionActivated   EventType = "version.activated"
+	EventVersionRetiring    EventType = "version.retiring"
+	EventVersionDrained     EventType = "version.drained"
+	EventVersionRetired     EventType = "version.retired"
+	EventVersionRevoked     EventType = "version.revoked"
+	EventVersionCompromised EventType = "version.compromised"
+	EventOverlapExtended    EventType = "overlap.extended"
+	EventRotationBlocked    EventType = "rotation.blocked"
+)
+
+// Policy is what a role lays down for transitions, as it is now.
+type Policy struct {
+	MaxOverlap         time.Duration
+	ExtendUntilDrained bool
+	RollbackWindow     time.Duration
+	// VersionTTL is the hard age of a version from its promotion; 0 is none.
+	VersionTTL  time.Duration
+	MaxAccepted int
+	MaxVersions int
+}
+
+// Label names the key in messages: by its name, or by its id if it has none.
+func (k *Key) Label() string {
+	if k.Name != "" {
+		return fmt.Sprintf("key %q", k.Name)
+	}
+	return fmt.Sprintf("leased key %q", k.ID)
+}
+
+// Leased tells whether the key lives by leases.
+func (k *Key) Leased() bool { return k.Lease != nil }
+
+// Now is t, or the time last recorded where the wall clock fell behind it.
+func (k *Key) Now(t time.Time) time.Time {
+	if t.Before(k.Recorded) {
+		return k.Recorded
+	}
+	return t
+}
+
+// Version returns a copy of the version with this number.
+func (k *Key) Version(number int) (Version, bool) {
+	if i := k.index(number); i >= 0 {
+		return k.Versions[i], true
+	}
+	return Version{}, false
+}
+
+// Active returns a copy of the active version. There is none after it was
+// ended by force, or by its age.
+func (k *Key) Active() (Version, bool) { return k.inState(StateActive) }
+
+// Pending returns a copy of the pending version.
+func (k *Key) Pending() (Version, bool) { return k.inState(StatePending) }
+
+// Latest is the highest version number given out so far.
+func (k *Key) Latest() int {
+	if len(k.Versions) == 0 {
+		return 0
+	}
+	return k.Versions[len(k.Versions)-1].Number
+}
+
+// Accepted returns the numbers of the versions that are accepted at now.
+func (k *Key) Accepted(now time.Time) []int {
+	now = k.Now(now)
+	var numbers []int
+	for i := range k.Versions {
+		if k.Versions[i].AcceptedAt(now) {
+			numbers = append(numbers, k.Versions[i].Number)
+		}
+	}
+	return numbers
+}
+
+// EndedAll tells whether no version can be accepted any more without a
+// rotation, and when the last one ended.
+func (k *Key) EndedAll(now time.Time) (bool, time.Time) {
+	now = k.Now(now)
+	var last time.Time
+	for i := range k.Versions {
+		v := &k.Versions[i]
+		if !v.StateAt(now).Ended() {
+			return false, time.Time{}
+		}
+		if v.EndedTime.After(last) {
+			last = v.EndedTime
+		}
+	}
+	return true, last
+}
+
+func (k *Key) inState(s State) (Version, bool) {
+	for i := range k.Versions {
+		if k.Versions[i].State == s {
+			return k.Versions[i], true
+		}
+	}
+	return Version{}, false
+}
+
+func (k *Key) index(number int) int {
+	i, found := slices.BinarySearchFunc(k.Versions, number, func(v Version, n int) int { return v.Number - n })
+	if !found {
+		return -1
+	}
+	return i
+}
+
+func (k *Key) at(number int) *Version { return &k.Versions[k.index(number)] }
+
+// Clone returns a copy that shares nothing that a transition changes.
+func (k *Key) Clone() *Key {
+	c := *k
+	c.Versions = slices.Clone(k.Versions)
+	c.Requests = slices.Clone(k.Requests)
+	c.History = slices.Clone(k.History)
+	return &c
+}
+
+// begin starts a transition: it returns a copy to change, and the cause with
+// its time never below what was recorded.
+func (k *Key) begin(c Cause) (*Key, Cause) {
+	n := k.Clone()
+	c.Now = k.Now(c.Now)
+	n.Recorded = c.Now
+	return n, c
+}
+
+// Record adds an event to the history, which keeps the last HistoryLimit.
+func (k *Key) Record(c Cause, t EventType, version int, detail string) {
+	if over := len(k.History) + 1 - HistoryLimit; over > 0 {
+		k.History = slices.Delete(k.History, 0, over)
+	}
+	k.History = append(k.History, Event{Time: c.Now, Type: t, Version: version, Actor: c.Actor, Reason: c.Reason, Detail: detail})
+}
+
+// prune drops the oldest ended versions beyond keep, but never the newest
+// version (its number must not be given out again), one that can be restored
+// or one that is compromised.
+func (k *Key) prune(now time.Time, keep int) {
+	over := len(k.Versions) - keep
+	for i := 0; i < len(k.Versions)-1 && over > 0; {
+		v := &k.Versions[i]
+		if !v.StateAt(now).Ended() || v.State == StateCompromised || now.Before(v.restorableUntil()) {
+			i++
+			continue
+		}
+		k.Versions = slices.Delete(k.Versions, i, i+1)
+		over--
+	}
+}
+
+// FindRequest returns the remembered rotation with this request id.
+func (k *Key) FindRequest(id string, now time.Time) (Request, bool) {
+	for _, r := range k.Requests {
+		if r.ID == id && k.Now(now).Before(r.Time.Add(RequestLife)) {
+			return r, true
+		}
+	}
+	return Request{}, false
+}
+
+// RememberRequest returns a copy of k that knows r, and forgets the oldest
+// and the expired ones.
+func (k *Key) RememberRequest(r Request) *Key {
+	n := k.Clone()
+	n.Requests = slices.DeleteFunc(n.Requests, func(old Request) bool {
+		return old.ID == r.ID || !r.Time.Before(old.Time.Add(RequestLife))
+	})
+	n.Requests = append(n.Requests, r)
+	if over := len(n.Requests) - RequestLimit; over > 0 {
+		n.Requests = slices.Delete(n.Requests, 0, over)
+	}
+	return n
+}
+
+// Dormant tells whether the key has been left without an active version by
+// force: automation then leaves it alone until somebody rotates it.
+func (k *Key) Dormant() bool {
+	var last *Version
+	for i := range k.Versions {
+		v := &k.Versions[i]
+		if v.State == StateActive || v.State == StatePending {
+			return false
+		}
+		if last == nil || v.ActivatedTime.After(last.ActivatedTime) {
+			last = v
+		}
+	}
+	return last == nil || last.State.Final()
+}

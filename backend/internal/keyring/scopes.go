@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package keyring
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Covers tells whether a granted scope allows want: the same text, or, with a
+// trailing *, any that begins with what stands before it.
+func Covers(granted, want string) bool {
+	if prefix, wild := strings.CutSuffix(granted, "*"); wild {
+		return strings.HasPrefix(want, prefix)
+	}
+	return granted == want
+}
+
+// CoversAll tells whether each of want is allowed by one of granted.
+func CoversAll(granted, want []string) bool {
+	for _, w := range want {
+		if !slices.ContainsFunc(granted, func(g string) bool { return Covers(g, w) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// Intersect returns the scopes that both a and b grant, in the order of a,
+// then of b. Where one covers the other the narrower is meant.
+func Intersect(a, b []string) []string {
+	both := []string{}
+	add := func(s string) {
+		if !slices.Contains(both, s) {
+			both = append(both, s)
+		}
+	}
+	for _, s := range a {
+		if CoversAll(b, []string{s}) {
+			add(s)
+		}
+	}
+	for _, s := range b {
+		if CoversAll(a, []string{s}) {
+			add(s)
+		}
+	}
+	return both
+}
+
+// AllowedFrom tells whether ip is inside one of cidrs. An empty list allows
+// every address, and an unknown one.
+func AllowedFrom(cidrs []string, ip netip.Addr) bool {
+	if len(cidrs) == 0 {
+		return true
+	}
+	if !ip.IsValid() {
+		return false
+	}
+	ip = ip.Unmap().WithZone("")
+	return slices.ContainsFunc(cidrs, func(cidr string) bool {
+		r, err := ParseRange(cidr)
+		return err == nil && r.Contains(ip)
+	})
+}
+
+// ParseRange reads a range in CIDR notation, or one address as the range that
+// holds it alone.
+func ParseRange(s string) (netip.Prefix, error) {
+	if p, err := netip.ParsePrefix(s); err == nil {
+		return p, nil
+	}
+	addr, err := netip.ParseAddr(s)
+	if err != nil || addr.Zone() != "" {
+		return netip.Prefix{}, errNotARange
+	}
+	addr = addr.Unmap()
+	return netip.PrefixFrom(addr, addr.BitLen()), nil
+}

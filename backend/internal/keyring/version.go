@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package keyring
+
+import (
+	"time"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
+)
+
+// Material is the secret of a version that is to be made.
+type Material struct {
+	// Digest is the SHA-256 of the whole token.
+	Digest token.Digest
+	// Sealed is the encrypted token, nil where no plaintext is kept. This
+	// package never looks inside it.
+	Sealed []byte
+}
+
+// Version is one secret of a key. Its fields are as recorded; ask StateAt and
+// AcceptedAt for what holds at a moment.
+type Version struct {
+	Number int          `json:"version"`
+	State  State        `json:"state"`
+	Digest token.Digest `json:"digest"`
+	Sealed []byte       `json:"sealed,omitempty"`
+	// Imported is set where the token came from outside and is found by its
+	// digest, not by an id in it.
+	Imported bool `json:"imported,omitempty"`
+
+	CreatedTime   time.Time `json:"created_time"`
+	ActivatedTime time.Time `json:"activated_time,omitzero"`
+
+	// PromoteAt, PlannedOverlap and PlannedScopes are what the rotation that
+	// made a pending version asked for.
+	PromoteAt      time.Time     `json:"promote_at,omitzero"`
+	PlannedOverlap time.Duration `json:"planned_overlap,omitempty"`
+	PlannedScopes  []string      `json:"planned_scopes,omitempty"`
+
+	// SupersededBy is the version that took this one's place, at
+	// SupersededTime.
+	SupersededBy   int       `json:"superseded_by,omitempty"`
+	SupersededTime time.Time `json:"superseded_time,omitzero"`
+	// OverlapEnds is the end that clients were told; AcceptedUntil is the one
+	// that verifiers enforce. They differ only where drain is waited for.
+	OverlapEnds   time.Time `json:"overlap_ends,omitzero"`
+	AcceptedUntil time.Time `json:"accepted_until,omitzero"`
+	// OverlapScopes narrow the version from the moment it was superseded.
+	OverlapScopes []string `json:"overlap_scopes,omitempty"`
+	// RollbackWindow is the role's, as it was when the version was superseded.
+	RollbackWindow time.Duration `json:"rollback_window,omitempty"`
+
+	// ExpireTime is the hard end of the version's age, or of its lease.
+	ExpireTime time.Time `json:"expire_time,omitzero"`
+	EndedTime  time.Time `json:"ended_time,omitzero"`
+	// RestorableUntil is the end of the time in which a retired version can
+	// be rolled back to or extended. Zero means that it cannot.
+	RestorableUntil time.Time `json:"restorable_until,omitzero"`
+	Reason          string    `json:"reason,omitempty"`
+
+	extra jsonkeep.Extra
+}
+
+type versionFields Version
+
+// MarshalJSON keeps the fields that UnmarshalJSON did not know.
+func (v Version) MarshalJSON() ([]byte, error) {
+	return jsonkeep.Marshal(versionFields(v), v.extra)
+}
+
+// UnmarshalJSON reads a stored version.
+func (v *Version) UnmarshalJSON(data []byte) (err error) {
+	v.extra, err = jsonkeep.Unmarshal(data, (*versionFields)(v))
+	return err
+}
+
+// StateAt is the state that holds at now: a retiring version whose overlap is
+// over is retired, whether or not that has been recorded.
+func (v *Version) StateAt(now time.Time) State {
+	if v.State == StateRetiring && !now.Before(v.AcceptedUntil) {
+		return StateRetired
+	}
+	return v.State
+}
+
+// ExpiredAt tells whether the version is past its hard age or its lease.
+func (v *Version) ExpiredAt(now time.Time) bool {
+	return !v.ExpireTime.IsZero() && !now.Before(v.ExpireTime)
+}
+
+// AcceptedAt tells whether the version's own state and times allow it at now.
+// The key may still be disabled.
+func (v *Version) AcceptedAt(now time.Time) bool {
+	return !v.StateAt(now).Ended() && !v.ExpiredAt(now)
+}
+
+// RestorableAt tells whether the version is retired and can still be made
+// active or retiring again.
+func (v *Version) RestorableAt(now time.Time) bool {
+	return v.StateAt(now) == StateRetired && now.Before(v.restorableUntil()) && !v.ExpiredAt(now)
+}
+
+// restorableUntil is the end of the rollback window, computed where the
+// retirement has not been recorded yet.
+func (v *Version) restorableUntil() time.Time {
+	if v.State == StateRetiring {
+		return v.AcceptedUntil.Add(v.RollbackWindow)
+	}
+	return v.RestorableUntil
+}
+
+// agedOut tells whether a retired version was ended by its age while it was
+// active, and not by the end of an overlap. The answer is the same before and
+// after the retirement is recorded.
+func (v *Version) agedOut() bool { return v.SupersededTime.IsZero() && !v.ExpireTime.IsZero() }
+
+// expiredWhen tells whether the version's age was over at ended.
+func (v *Version) expiredWhen(ended time.Time) bool {
+	return !v.ExpireTime.IsZero() && !ended.Before(v.ExpireTime)
+}
+
+// retire records the end of an overlap at the instant at.
+func (v *Version) retire(at time.Time, reason string) {
+	v.State = StateRetired
+	v.EndedTime = at
+	v.Reason = reason
+	if v.AcceptedUntil.IsZero() || v.AcceptedUntil.After(at) {
+		v.AcceptedUntil = at
+	}
+	v.RestorableUntil = time.Time{}
+	if !v.ActivatedTime.IsZero() && v.RollbackWindow > 0 && !v.expiredWhen(at) {
+		v.RestorableUntil = at.Add(v.RollbackWindow)
+	} else {
+		v.Sealed = nil
+	}
+}
+
+// end records a deliberate and final end.
+func (v *Version) end(state State, at time.Time, reason string) {
+	if v.EndedTime.IsZero() || v.EndedTime.After(at) {
+		v.EndedTime = at
+	}
+	v.State = state
+	v.Reason = reason
+	v.Sealed = nil
+	v.RestorableUntil = time.Time{}
+	if v.AcceptedUntil.After(at) {
+		v.AcceptedUntil = at
+	}
+}

@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package lifecycle
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
+)
+
+// ErrRequestDiffers says that a request_id was used before for other wishes.
+var ErrRequestDiffers = errors.New("request_id was used before with other parameters")
+
+// RotateWish is what a caller asks of one rotation; nil follows the role.
+type RotateWish struct {
+	Overlap         *time.Duration
+	OverlapScopes   []string
+	ActivationDelay *time.Duration
+	RequestID       string
+	Force           bool
+}
+
+// options fills in what the role lays down.
+func (w RotateWish) options(r *role.Role) keyring.RotateOptions {
+	o := keyring.RotateOptions{Overlap: r.OverlapPeriod, OverlapScopes: w.OverlapScopes, ActivationDelay: r.ActivationDelay, Force: w.Force}
+	if w.Overlap != nil {
+		o.Overlap = *w.Overlap
+	}
+	if w.ActivationDelay != nil {
+		o.ActivationDelay = *w.ActivationDelay
+	}
+	return o
+}
+
+// parameters is a digest of all that was asked, to tell a replay from another
+// request that reuses its id.
+func (w RotateWish) parameters(reason string) string {
+	text := fmt.Sprintf("%v|%v|%q|%q|%v", deref(w.Overlap), deref(w.ActivationDelay), w.OverlapScopes, reason, w.Force)
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:8])
+}
+
+func deref(d *time.Duration) string {
+	if d == nil {
+		return "default"
+	}
+	return d.String()
+}
+
+// Rotate makes the next version of a key and returns its token. A replay of a
+// request_id rotates nothing; it names the same version, with its token if
+// that is still stored.
+func (kp *Keeper) Rotate(ctx context.Context, id string, wish RotateWish, cause keyring.Cause) (*Made, error) {
+	var made string
+	var version int
+	_, after, r, err := kp.Update(ctx, id, func(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
+		if wish.RequestID != "" {
+			if old, ok := k.FindRequest(wish.RequestID, now); ok {
+				if old.Parameters != wish.parameters(cause.Reason) {
+					return nil, ErrRequestDiffers
+				}
+				version = old.Version
+				if v, kept := k.Version(version); kept {
+					var err error
+					made, err = kp.Reveal(k, v)
+					return k, err
+				}
+				return k, nil
+			}
+		}
+		cause.Now = now
+		next, token, err := kp.rotate(k, r, wish.options(r), cause)
+		if err != nil {
+			return nil, err
+		}
+		made, version = token, next.Latest()
+		if wish.RequestID != "" {
+			next = next.RememberRequest(keyring.Request{ID: wish.RequestID, Parameters: wish.parameters(cause.Reason), Version: version, Time: next.Recorded})
+		}
+		return next, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Made{Key: after, Role: r, Token: made, Version: version}, nil
+}
+
+// rotate is the transition alone: it mints and asks the keyring.
+func (kp *Keeper) rotate(k *keyring.Key, r *role.Role, o keyring.RotateOptions, cause keyring.Cause) (*keyring.Key, string, error) {
+	made, material, err := kp.Mint(r, k.ID, k.Latest()+1)
+	if err != nil {
+		return nil, "", err
+	}
+	next, err := k.Rotate(cause, r.Policy(), material, o)
+	return next, made, err
+}
+
+// Revoke ends versions of a key at once. With successor set, the end of the
+// active one makes a new one in the same commit, whose token is returned.
+func (kp *Keeper) Revoke(ctx context.Context, id string, o keyring.RevokeOptions, successor bool, cause keyring.Cause) (made *Made, changed bool, err error) {
+	var minted string
+	before, after, r, err := kp.Update(ctx, id, func(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
+		cause.Now = now
+		if successor {
+			token, material, err := kp.Mint(r, k.ID, k.Latest()+1)
+			if err != nil {
+				return nil, err
+			}
+			minted, o.Successor = token, &material
+		}
+		return k.Revoke(cause, r.Policy(), o)
+	})
+	if err != nil {
+		return nil, false, err
+	}
+	made = &Made{Key: after, Role: r}
+	if after != before && successor {
+		made.Token, made.Version, err = kp.successor(before, after, minted)
+	}
+	return made, after != before, err
+}
+
+// successor returns the token of the version that became active: the one
+// minted for it, or a pending one that was promoted instead.
+func (kp *Keeper) successor(before, after *keyring.Key, minted string) (string, int, error) {
+	active, ok := after.Active()
+	if former, had := before.Active(); !ok || had && former.Number == active.Number {
+		return "", 0, nil
+	}
+	if active.Number > before.Latest() {
+		return minted, active.Number, nil
+	}
+	token, err := kp.Reveal(after, active)
+	return token, active.Number, err
+}
+
+// due is when the periodic function has to look at the key again.
+func (kp *Keeper) due(k *keyring.Key, r *role.Role, now time.Time) time.Time {
+	now = k.Now(now)
+	next := k.NextDue(now, r.Policy(), kp.Drained(k, r, now))
+	rotation := rotationTime(k, r, now)
+	if next.IsZero() || !rotation.IsZero() && rotation.Before(next) {
+		next = rotation
+	}
+	return next
+}
+
+// rotationTime is when the key is to rotate by itself: past where that is
+// overdue, zero where it does not.
+func rotationTime(k *keyring.Key, r *role.Role, now time.Time) time.Time {
+	if !rotatesItself(k, r) {
+		return time.Time{}
+	}
+	if !k.RotateAt.IsZero() {
+		return k.RotateAt
+	}
+	_, next := r.Schedule().Due(k.LastRotation, now, k.ID)
+	return next
+}
+
+func rotatesItself(k *keyring.Key, r *role.Role) bool {
+	return r.Schedule().Automatic() && !k.Disabled && !k.Leased() && !k.Dormant()
+}
+
+// PlannedRotation is when the next automatic rotation is planned, zero where
+// there is none.
+func (kp *Keeper) PlannedRotation(k *keyring.Key, r *role.Role, now time.Time) time.Time {
+	return rotationTime(k, r, k.Now(now))
+}
+
+// PlannedChange is when static-creds will next answer something else than
+// now: at a promotion, at a rotation, or at the end of the active version.
+func (kp *Keeper) PlannedChange(k *keyring.Key, r *role.Role, now time.Time) time.Time {
+	now = k.Now(now)
+	var change time.Time
+	want := func(t time.Time) {
+		if !t.IsZero() && (change.IsZero() || t.Before(change)) {
+			change = t
+		}
+	}
+	if pending, ok := k.Pending(); ok {
+		if !k.Disabled {
+			want(pending.PromoteAt)
+		}
+	} else if t := rotationTime(k, r, now); !t.IsZero() {
+		want(t.Add(r.ActivationDelay))
+	}
+	if active, ok := k.Active(); ok {
+		want(active.ExpireTime)
+	}
+	return change
+}
+
+// Actors of what happens by itself.
+const (
+	ActorPeriodic = "periodic"
+	ActorLease    = "lease"
+)
+
+// Apply does all that is due for a key filed at minute, in one commit. early
+// tells that the minute is still open (sweep): the key then keeps its entry
+// where nothing is due yet. It reports whether the key changed.
+//
+// An entry that the key does not name is removed. A key that is damaged is
+// filed again an hour later, and the error returned.
+func (kp *Keeper) Apply(ctx context.Context, id string, minute int64, early bool) (changed bool, err error) {
+	defer kp.Store.LockKey(id)()
+	k, err := kp.Store.Key(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	if k == nil || k.NextTick != minute {
+		if early {
+			return false, nil
+		}
+		return false, kp.Store.DropDue(ctx, minute, id)
+	}
+	if !k.Deleted.IsZero() {
+		return true, kp.Store.FinishDelete(ctx, k)
+	}
+	r, err := kp.RoleOf(ctx, k)
+	if err != nil {
+		return false, err
+	}
+	now := k.Now(kp.Store.Now())
+	next, err := kp.advance(k, r, now)
+	if err != nil {
+		return false, err
+	}
+	if next == nil {
+		return true, kp.endLeased(ctx, k, now)
+	}
+	if next == k {
+		if early {
+			return false, nil
+		}
+		next = k.Clone()
+	}
+	return true, kp.commit(ctx, k, next, r, now)
+}
+
+// advance is the transition of Apply. It returns nil for a leased key that is
+// to be forgotten.
+func (kp *Keeper) advance(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
+	cause := keyring.Cause{Now: now, Actor: ActorPeriodic}
+	if k.Leased() {
+		if ended, last := k.EndedAll(now); ended && !now.Before(last.Add(keyring.LeasedKeepTime)) {
+			return nil, nil
+		}
+	}
+	next, err := kp.rotateIfDue(k, r, cause)
+	if err != nil {
+		return nil, err
+	}
+	advanced := next.Advance(cause, r.Policy(), kp.Drained(next, r, now))
+	if advanced == next || next != k {
+		return advanced, nil
+	}
+	// A promotion or a retirement may have made room for a rotation that was
+	// waiting for it.
+	return kp.rotateIfDue(advanced, r, cause)
+}
+
+// tickGrace is how late a tick may come without a rotation counting as having
+// missed its window: the rounding up to a minute, and the distance of ticks.
+const tickGrace = 2 * time.Minute
+
+func (kp *Keeper) rotateIfDue(k *keyring.Key, r *role.Role, cause keyring.Cause) (*keyring.Key, error) {
+	if !rotatesItself(k, r) {
+		return k, nil
+	}
+	at := cause.Now
+	if k.RotateAt.IsZero() {
+		spec := r.Schedule()
+		planned := spec.Next(k.LastRotation, k.ID)
+		if planned.After(cause.Now) {
+			return k, nil
+		}
+		// A key keeps the window that it was due in if its minute was full or
+		// the tick came late: what counts is how late it is after its filing.
+		if late := cause.Now.Sub(time.Unix(k.NextTick*60, 0)) - tickGrace; k.NextTick*60 >= planned.Unix() {
+			at = planned.Add(max(0, late))
+		}
+		due, _ := spec.Due(k.LastRotation, at, k.ID)
+		if !due {
+			return k, nil
+		}
+		if catchUp := spec.CatchUp(k.LastRotation, at, k.ID); catchUp.After(at) {
+			next := k.Clone()
+			next.RotateAt = cause.Now.Add(catchUp.Sub(at))
+			return next, nil
+		}
+	} else if k.RotateAt.After(cause.Now) && k.Blocked == "" {
+		return k, nil
+	}
+	next, _, err := kp.rotate(k, r, RotateWish{}.options(r), cause)
+	var refusal *keyring.Refusal
+	if errors.As(err, &refusal) {
+		return k.Block(cause, refusal.Text, kp.retryAfter(k, cause.Now)), nil
+	}
+	return next, err
+}
+
+// retryAfter is when a rotation that waits can first go on: at the promotion
+// of what is pending, or the first end of an overlap.
+func (kp *Keeper) retryAfter(k *keyring.Key, now time.Time) time.Time {
+	if pending, ok := k.Pending(); ok {
+		return pending.PromoteAt
+	}
+	retry := now.Add(time.Hour)
+	for i := range k.Versions {
+		if v := &k.Versions[i]; v.StateAt(now) == keyring.StateRetiring && v.AcceptedUntil.Before(retry) {
+			retry = v.AcceptedUntil
+		}
+	}
+	return retry
+}
+
+func (kp *Keeper) endLeased(ctx context.Context, k *keyring.Key, now time.Time) error {
+	tomb := k.EndAll(keyring.Cause{Now: now, Actor: ActorPeriodic}, kp.Store.Cleanup(k))
+	if err := kp.Store.CommitKey(ctx, k, tomb, now); err != nil {
+		return err
+	}
+	kp.Usage.Forget(k.ID)
+	return kp.Store.FinishDelete(ctx, tomb)
+}
+
+// Refile files a key again whose entry in the due index is lost.
+func (kp *Keeper) Refile(ctx context.Context, id string) error {
+	defer kp.Store.LockKey(id)()
+	k, r, err := kp.load(ctx, id)
+	if errors.Is(err, ErrNoKey) {
+		return nil
+	}
+	if err != nil || !kp.Store.LostFiling(k.NextTick) {
+		return err
+	}
+	return kp.Store.CommitKey(ctx, k, k.Clone(), kp.due(k, r, kp.Store.Now()))
+}
+
+// Reschedule files a key again where its role's schedule moved its due time.
+// A rotation that was delayed or blocked under the old schedule is judged
+// anew.
+func (kp *Keeper) Reschedule(ctx context.Context, id string) error {
+	_, _, _, err := kp.Update(ctx, id, func(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
+		next := k.Clone()
+		next.RotateAt, next.Blocked = time.Time{}, ""
+		due := kp.due(next, r, now)
+		if k.RotateAt.IsZero() && kp.Store.FiledAt(k.NextTick, due) {
+			return k, nil
+		}
+		return next, nil
+	})
+	if errors.Is(err, ErrNoKey) {
+		return nil
+	}
+	return err
+}
+
+// RotateForJob rotates a key for a bulk job, once for each job however often
+// it is asked. It reports whether this call did it.
+func (kp *Keeper) RotateForJob(ctx context.Context, id, job string, cause keyring.Cause, wish RotateWish) (bool, error) {
+	before, after, _, err := kp.Update(ctx, id, func(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
+		if k.Job == job || k.Leased() {
+			return k, nil
+		}
+		cause.Now = now
+		next, _, err := kp.rotate(k, r, wish.options(r), cause)
+		if err != nil {
+			return nil, err
+		}
+		next.Job = job
+		return next, nil
+	})
+	return err == nil && after != before, err
+}
+

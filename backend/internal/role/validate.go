@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package role
+
+import (
+	"fmt"
+	"math"
+	"regexp"
+	"slices"
+	"time"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+)
+
+const (
+	// MinAutomaticOverlap is the least overlap, other than 0, for keys that
+	// rotate by themselves. Vault Agent sleeps for a whole ttl and a second
+	// more, and the periodic function wakes once a minute: an overlap below
+	// this would be over before a client that behaves has looked again.
+	MinAutomaticOverlap = 5 * time.Minute
+	// MaxDuration bounds every duration: a hundred years of 365 days.
+	MaxDuration = 100 * 365 * 24 * time.Hour
+
+	maxScopes   = 128
+	maxCIDRs    = 128
+	maxMetadata = 64
+	maxMetaKey  = 128
+	maxMetaLen  = 512
+)
+
+var (
+	scopeShape   = regexp.MustCompile(`^[A-Za-z0-9_.:/-]{1,128}$`)
+	grantedShape = regexp.MustCompile(`^([A-Za-z0-9_.:/-]{1,128}|[A-Za-z0-9_.:/-]{0,127}\*)$`)
+	metaKeyShape = regexp.MustCompile(`^[A-Za-z0-9_./-]{1,128}$`)
+)
+
+// Validate checks every field and the rules between them. The error names the
+// field, the fault and what is accepted.
+func (r *Role) Validate() error {
+	for _, check := range []func() error{
+		r.Format().Validate, r.checkGrants, r.checkNumbers, r.Schedule().Validate, r.checkOverlap,
+		r.checkWindow, r.checkVersionTTL, r.checkDelivery,
+	} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Role) checkGrants() error {
+	if err := CheckGrants("scopes", r.Scopes); err != nil {
+		return err
+	}
+	if err := CheckGrants("overlap_scopes", r.OverlapScopes); err != nil {
+		return err
+	}
+	if !keyring.CoversAll(r.Scopes, r.OverlapScopes) {
+		return fmt.Errorf("overlap_scopes must be covered by the role's scopes")
+	}
+	if err := CheckCIDRs("bound_cidrs", r.BoundCIDRs); err != nil {
+		return err
+	}
+	return CheckMetadata(r.CustomMetadata)
+}
+
+func (r *Role) checkNumbers() error {
+	if r.MaxAcceptedVersions < 1 || r.MaxAcceptedVersions > 16 {
+		return fmt.Errorf("max_accepted_versions must be between 2 and 16 (1 only with overlap_period=0), got %d", r.MaxAcceptedVersions)
+	}
+	if r.MaxAcceptedVersions == 1 && r.OverlapPeriod != 0 {
+		return fmt.Errorf("max_accepted_versions must be between 2 and 16, got 1: with an overlap_period of %s two versions are accepted at once", r.OverlapPeriod)
+	}
+	if r.MaxVersions < r.MaxAcceptedVersions || r.MaxVersions > 100 {
+		return fmt.Errorf("max_versions must be between max_accepted_versions (%d) and 100, got %d", r.MaxAcceptedVersions, r.MaxVersions)
+	}
+	for i, p := range r.Reminders {
+		if p < 1 || p > 99 || i > 0 && p <= r.Reminders[i-1] {
+			return fmt.Errorf("reminders must be ascending whole percents between 1 and 99, got %v", r.Reminders)
+		}
+	}
+	if !slices.Contains([]string{LeakAlert, LeakRevoke, LeakRotate}, r.LeakResponse) {
+		return fmt.Errorf("leak_response must be %s, %s or %s", LeakAlert, LeakRevoke, LeakRotate)
+	}
+	return nil
+}
+
+func (r *Role) checkOverlap() error {
+	if r.OverlapPeriod < 0 || r.OverlapPeriod > r.MaxOverlapPeriod {
+		return fmt.Errorf("overlap_period must be between 0s and max_overlap_period (%s), got %s", r.MaxOverlapPeriod, r.OverlapPeriod)
+	}
+	for _, f := range []struct {
+		field string
+		value time.Duration
+	}{
+		{"max_overlap_period", r.MaxOverlapPeriod}, {"drain_quiet_period", r.DrainQuietPeriod}, {"activation_delay", r.ActivationDelay},
+		{"rollback_window", r.RollbackWindow}, {"version_ttl", r.VersionTTL}, {"ttl", r.TTL}, {"max_ttl", r.MaxTTL},
+		{"refresh_interval", r.Refresh()}, {"notify_before", r.Notify()}, {"rotation_period", r.RotationPeriod}, {"rotation_window", r.RotationWindow},
+	} {
+		if f.value < 0 || f.value > MaxDuration {
+			return fmt.Errorf("%s must be between 0s and %s, got %s", f.field, MaxDuration, f.value)
+		}
+	}
+	if r.MaxTTL > 0 && r.TTL > r.MaxTTL {
+		return fmt.Errorf("ttl must be at most max_ttl (%s), got %s", r.MaxTTL, r.TTL)
+	}
+	if r.Refresh() < time.Second {
+		return fmt.Errorf("refresh_interval must be at least 1s, got %s", r.Refresh())
+	}
+	if r.RefreshInterval != nil && r.OverlapPeriod > 0 && r.Schedule().Automatic() && r.Refresh() >= r.OverlapPeriod {
+		return fmt.Errorf("refresh_interval must be shorter than overlap_period (%s), or clients would look again only when the old version is refused; got %s", r.OverlapPeriod, r.Refresh())
+	}
+	return nil
+}
+
+// checkWindow refuses a schedule whose overlaps would pile up beyond the
+// window of accepted versions.
+func (r *Role) checkWindow() error {
+	s := r.Schedule()
+	if !s.Automatic() {
+		return nil
+	}
+	interval := s.MinInterval()
+	if r.OverlapPeriod != 0 && r.OverlapPeriod < MinAutomaticOverlap {
+		return fmt.Errorf("overlap_period must be at least %s, or an explicit 0, for keys that rotate automatically; got %s", MinAutomaticOverlap, r.OverlapPeriod)
+	}
+	need := int64(math.Ceil(float64(r.OverlapPeriod)/float64(interval))) + 1
+	if need > int64(r.MaxAcceptedVersions) {
+		fits := time.Duration(r.MaxAcceptedVersions-1) * interval
+		hint := fmt.Sprintf("overlap_period up to %s fits", fits)
+		if need <= 16 {
+			hint += fmt.Sprintf(", or max_accepted_versions of at least %d", need)
+		}
+		if r.MaxAcceptedVersions > 1 {
+			hint += fmt.Sprintf(", or an interval of at least %s", (r.OverlapPeriod / time.Duration(r.MaxAcceptedVersions-1)).Round(time.Second))
+		}
+		return fmt.Errorf("overlap_period of %s at a rotation interval of %s needs %d accepted versions at once and max_accepted_versions is %d: %s",
+			r.OverlapPeriod, interval, need, r.MaxAcceptedVersions, hint)
+	}
+	room := interval * time.Duration(r.MaxAcceptedVersions-1)
+	if r.ActivationDelay > 0 && r.ActivationDelay+r.OverlapPeriod >= room {
+		return fmt.Errorf("activation_delay + overlap_period must be shorter than the rotation interval times (max_accepted_versions - 1), %s, got %s: activation_delay below %s fits",
+			room, r.ActivationDelay+r.OverlapPeriod, max(0, room-r.OverlapPeriod))
+	}
+	if r.ActivationDelay >= interval {
+		return fmt.Errorf("activation_delay must be shorter than the rotation interval of %s, got %s", interval, r.ActivationDelay)
+	}
+	return nil
+}
+
+func (r *Role) checkVersionTTL() error {
+	if r.VersionTTL == 0 {
+		return nil
+	}
+	s := r.Schedule()
+	if !s.Automatic() {
+		if r.VersionTTL < r.OverlapPeriod {
+			return fmt.Errorf("version_ttl must be 0 or at least overlap_period (%s), got %s", r.OverlapPeriod, r.VersionTTL)
+		}
+		return nil
+	}
+	interval := s.MaxInterval()
+	jitter := interval * time.Duration(r.RotationJitter) / 100
+	if least := interval + jitter + r.OverlapPeriod + r.ActivationDelay; r.VersionTTL < least {
+		return fmt.Errorf("version_ttl must be 0 or at least the rotation interval + jitter + activation_delay + overlap_period (%s), got %s", least, r.VersionTTL)
+	}
+	return nil
+}
+
+func (r *Role) checkDelivery() error {
+	if !r.Retrievable && r.Schedule().Automatic() {
+		return fmt.Errorf("retrievable=false cannot go with automatic rotation: nobody could read the new key; set retrievable=true or disable_automated_rotation=true")
+	}
+	return nil
+}
+
+// CheckGrants checks a list of granted scopes. A scope may end in * to cover
+// all that begin with what stands before it.
+func CheckGrants(field string, scopes []string) error {
+	return checkScopes(field, scopes, grantedShape, `1 to 128 of A-Z a-z 0-9 _ . : / - each, with an optional trailing *`)
+}
+
+// CheckRequired checks a list of scopes that a request needs.
+func CheckRequired(field string, scopes []string) error {
+	return checkScopes(field, scopes, scopeShape, `1 to 128 of A-Z a-z 0-9 _ . : / - each`)
+}
+
+func checkScopes(field string, scopes []string, shape *regexp.Regexp, accepted string) error {
+	if len(scopes) > maxScopes {
+		return fmt.Errorf("%s must hold at most %d scopes, got %d", field, maxScopes, len(scopes))
+	}
+	for i, s := range scopes {
+		if !shape.MatchString(s) {
+			return fmt.Errorf("%s: the one at position %d is not a scope: %s", field, i+1, accepted)
+		}
+		if slices.Contains(scopes[:i], s) {
+			return fmt.Errorf("%s: the one at position %d is there twice", field, i+1)
+		}
+	}
+	return nil
+}
+
+// CheckCIDRs checks a list of address ranges.
+func CheckCIDRs(field string, cidrs []string) error {
+	if len(cidrs) > maxCIDRs {
+		return fmt.Errorf("%s must hold at most %d ranges, got %d", field, maxCIDRs, len(cidrs))
+	}
+	for i, c := range cidrs {
+		if _, err := keyring.ParseRange(c); err != nil {
+			return fmt.Errorf("%s: the one at position %d is neither an address nor a range in CIDR notation, such as 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32", field, i+1)
+		}
+		if slices.Contains(cidrs[:i], c) {
+			return fmt.Errorf("%s: the one at position %d is there twice", field, i+1)
+		}
+	}
+	return nil
+}
+
+// CheckMetadata checks the custom_metadata of a role or a key.
+func CheckMetadata(meta map[string]string) error {
+	if len(meta) > maxMetadata {
+		return fmt.Errorf("custom_metadata must hold at most %d pairs, got %d", maxMetadata, len(meta))
+	}
+	for k, v := range meta {
+		if !metaKeyShape.MatchString(k) {
+			return fmt.Errorf("custom_metadata: a name must be 1 to %d of A-Z a-z 0-9 _ . / -", maxMetaKey)
+		}
+		if len(v) > maxMetaLen {
+			return fmt.Errorf("custom_metadata: a value must be at most %d bytes, got %d", maxMetaLen, len(v))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
+)
+
+// Role returns the role of this name, or nil. The result is shared: clone it
+// before a change.
+func (s *Store) Role(ctx context.Context, name string) (*role.Role, error) {
+	if r, ok := s.roles.get(name); ok {
+		return r, nil
+	}
+	fill := s.roles.reading(name)
+	r := &role.Role{}
+	found, err := s.get(ctx, rolePrefix+name, r)
+	if err != nil {
+		return nil, fmt.Errorf("load role %q: %w", name, err)
+	}
+	if !found {
+		return nil, nil
+	}
+	fill(r)
+	return r, nil
+}
+
+// PutRole writes a role. The caller holds its lock.
+func (s *Store) PutRole(ctx context.Context, r *role.Role) error {
+	stored, forget := s.roles.writing(r.Name)
+	if err := s.put(ctx, rolePrefix+r.Name, r); err != nil {
+		forget()
+		return fmt.Errorf("store role %q: %w", r.Name, err)
+	}
+	stored(r)
+	return nil
+}
+
+// DeleteRole removes a role. The caller holds its lock and has seen that it
+// has no members.
+func (s *Store) DeleteRole(ctx context.Context, name string) error {
+	defer s.roles.remove(name)
+	return s.remove(ctx, rolePrefix+name)
+}
+
+// Roles returns the names of all roles in order.
+func (s *Store) Roles(ctx context.Context) ([]string, error) { return s.list(ctx, rolePrefix) }
+
+// Config is the configuration of the mount.
+type Config struct {
+	ReportLeak     bool          `json:"report_leak"`
+	LeakRate       int           `json:"leak_rate"`
+	UsageRetention time.Duration `json:"usage_retention"`
+}
+
+// DefaultConfig is what holds where nothing was written.
+func DefaultConfig() Config {
+	return Config{LeakRate: 60, UsageRetention: 168 * time.Hour}
+}
+
+// Config returns the configuration of the mount.
+func (s *Store) Config(ctx context.Context) (Config, error) {
+	s.configMu.Lock()
+	defer s.configMu.Unlock()
+	if s.config == nil {
+		c := DefaultConfig()
+		if _, err := s.get(ctx, configPath, &c); err != nil {
+			return Config{}, err
+		}
+		s.config = &c
+	}
+	return *s.config, nil
+}
+
+// UpdateConfig changes the configuration of the mount. An error of change is
+// returned as it is, and nothing is written.
+func (s *Store) UpdateConfig(ctx context.Context, change func(*Config) error) error {
+	s.configMu.Lock()
+	defer s.configMu.Unlock()
+	c := DefaultConfig()
+	if _, err := s.get(ctx, configPath, &c); err != nil {
+		return err
+	}
+	if err := change(&c); err != nil {
+		return err
+	}
+	s.config = nil
+	if err := s.put(ctx, configPath, c); err != nil {
+		return err
+	}
+	s.config = &c
+	return nil
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/helper/locksutil"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
+)
+
+// Sizes of the caches, in entries. A key with a long history takes about
+// 15 KB, a fresh one about 1 KB.
+const (
+	keyCacheSize      = 16384
+	nameCacheSize     = 65536
+	roleCacheSize     = 1024
+	importedCacheSize = 131072
+)
+
+// ErrReadOnly says that this node may not write and that the mount has not
+// been set up by one that may.
+var ErrReadOnly = errors.New("the mount has not been initialized yet and this node cannot write")
+
+// Store reads and writes the entries of one mount. It is safe for concurrent
+// use; transitions of one key must hold its lock.
+type Store struct {
+	storage logical.Storage
+	clock   clock.Clock
+
+	mountMu sync.RWMutex
+	mount   mountState
+	box     *box
+
+	keys  *cache[string, *keyring.Key]
+	names *cache[string, string]
+	roles *cache[string, *role.Role]
+	// imported leads from a digest to a key id, or to "" where no imported
+	// token has that digest.
+	imported *cache[token.Digest, string]
+
+	configMu sync.Mutex
+	config   *Config
+
+	due *dueIndex
+
+	keyLocks    []*locksutil.LockEntry
+	nameLocks   []*locksutil.LockEntry
+	digestLocks []*locksutil.LockEntry
+	roleLocks   []*locksutil.LockEntry
+}
+
+// Open reads what a mount needs before its first request: the mount's own
+// entry, which it makes where there is none, and the list of hours in which
+// something is due. Its cost does not depend on the number of keys.
+func Open(ctx context.Context, storage logical.Storage, c clock.Clock, rand io.Reader, writable bool) (*Store, error) {
+	s := &Store{
+		storage:     storage,
+		clock:       c,
+		keyLocks:    locksutil.CreateLocks(),
+		nameLocks:   locksutil.CreateLocks(),
+		digestLocks: locksutil.CreateLocks(),
+		roleLocks:   locksutil.CreateLocks(),
+	}
+	s.keys = newCache[string, *keyring.Key](keyCacheSize)
+	s.names = newCache[string, string](nameCacheSize)
+	s.roles = newCache[string, *role.Role](roleCacheSize)
+	s.imported = newCache[token.Digest, string](importedCacheSize)
+	if err := s.openMount(ctx, rand, writable); err != nil {
+		return nil, err
+	}
+	s.due = newDueIndex(storage)
+	if err := s.due.open(ctx, c.Now()); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// LockKey locks one key for a transition and returns the unlock.
+func (s *Store) LockKey(id string) func() { return lock(s.keyLocks, id) }
+
+// LockName locks a name while a key is made or deleted under it. It is taken
+// before LockKey.
+func (s *Store) LockName(name string) func() { return lock(s.nameLocks, name) }
+
+// LockRole locks a role for writing. It is taken before all other locks.
+func (s *Store) LockRole(name string) func() { return lock(s.roleLocks, name) }
+
+// RLockRole keeps a role from being written or deleted while a key of it is
+// made.
+func (s *Store) RLockRole(name string) func() {
+	l := locksutil.LockForKey(s.roleLocks, name)
+	l.RLock()
+	return l.RUnlock
+}
+
+// LockDigest locks the digest of an imported token. It is taken after
+// LockName and before LockKey.
+func (s *Store) LockDigest(d token.Digest) func() { return lock(s.digestLocks, d.Hex()) }
+
+func lock(locks []*locksutil.LockEntry, key string) func() {
+	l := locksutil.LockForKey(locks, key)
+	l.Lock()
+	return l.Unlock
+}
+
+// Invalidate forgets what is cached of the storage entry path, which another
+// node has written.
+func (s *Store) Invalidate(path string) {
+	switch kind, rest := splitPath(path); kind {
+	case keyPrefix:
+		s.keys.remove(rest)
+	case namePrefix:
+		s.names.remove(rest)
+	case rolePrefix:
+		s.roles.remove(rest)
+	case importedPrefix:
+		s.imported.purge()
+	case "mount/":
+		s.mountMu.Lock()
+		s.mount.stale = true
+		s.mountMu.Unlock()
+	default:
+		if path == configPath {
+			s.configMu.Lock()
+			s.config = nil
+			s.configMu.Unlock()
+		}
+	}
+}
+
+func splitPath(path string) (kind, rest string) {
+	for i := range path {
+		if path[i] == '/' {
+			return path[:i+1], path[i+1:]
+		}
+	}
+	return "", path
+}
+
+func (s *Store) get(ctx context.Context, path string, v any) (bool, error) {
+	entry, err := s.storage.Get(ctx, path)
+	if err != nil {
+		return false, fmt.Errorf("read %s: %w", kindOf(path), err)
+	}
+	if entry == nil {
+		return false, nil
+	}
+	if err := json.Unmarshal(entry.Value, v); err != nil {
+		return false, fmt.Errorf("decode %s: %w", kindOf(path), cleanDecodeError(err))
+	}
+	return true, nil
+}
+
+func (s *Store) put(ctx context.Context, path string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", kindOf(path), err)
+	}
+	if err := s.storage.Put(ctx, &logical.StorageEntry{Key: path, Value: data}); err != nil {
+		return fmt.Errorf("write %s: %w", kindOf(path), err)
+	}
+	return nil
+}
+
+func (s *Store) remove(ctx context.Context, path string) error {
+	if err := s.storage.Delete(ctx, path); err != nil {
+		return fmt.Errorf("delete %s: %w", kindOf(path), err)
+	}
+	return nil
+}
+
+// kindOf names an entry in errors without the part that tells keys apart.
+func kindOf(path string) string {
+	kind, _ := splitPath(path)
+	if kind == "" {
+		return path + " entry"
+	}
+	return kind[:len(kind)-1] + " entry"
+}
+
+// cleanDecodeError keeps stored bytes out of an error: syntax errors of the
+// JSON package quote a character, type errors a value.
+func cleanDecodeError(err error) error {
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) {
+		return fmt.Errorf("it is not valid JSON at byte %d", syntax.Offset)
+	}
+	var kind *json.UnmarshalTypeError
+	if errors.As(err, &kind) {
+		return fmt.Errorf("field %q has a wrong type", kind.Field)
+	}
+	return err
+}
+
+// stampedTime is the time of a transition: UTC in whole milliseconds, which
+// is what is stored and shown.
+func stampedTime(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
+
+// Now is the time that a transition is stamped with.
+func (s *Store) Now() time.Time { return stampedTime(s.clock.Now()) }
