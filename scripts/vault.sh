@@ -105,7 +105,7 @@ if [ -n "$free" ] && [ "$free" -lt 4096 ]; then
 	say "vault.sh: only $free MB free for $dir; a build takes about 4000 MB with Go's caches"
 fi
 
-say "Building Vault $version from source: there is no vault or bao on PATH."
+say "Building Vault $version from its Go modules, as no vault or bao on PATH is used."
 say "This happens once and takes about 6 minutes on 2 cores; the result stays in $dir"
 say "  downloading modules ..."
 cd "$module"
