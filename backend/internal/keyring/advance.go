@@ -10,22 +10,24 @@ import (
 // drained: the periodic function's own interval.
 const minRecheck = time.Minute
 
-// Advance does everything that is due at c.Now, in one transition: it
-// promotes, records retirements, drops plaintext and prunes. It returns k
-// itself where nothing is due.
+// Advance does everything that is due at c.Now, in one transition: it records
+// retirements, promotes, drops plaintext and prunes. It returns k itself where
+// nothing is due.
 //
 // A promotion happens when it is committed: its overlap counts from c.Now,
 // however late that is. A retirement is recorded with the deadline at which
 // it took effect.
 func (k *Key) Advance(c Cause, p Policy, drained DrainCheck) *Key {
-	n, c := k.begin(c)
-	changed := false
-	if pending, ok := n.Pending(); ok && !n.Disabled && !pending.PromoteAt.After(c.Now) {
+	n, c := k.copyAt(c)
+	// What has ended is recorded before anything is superseded, so that a
+	// version whose age is over is never given an overlap.
+	changed := n.settle(c)
+	if pending, ok := n.Pending(); ok && !n.Disabled && !n.Dormant() && !pending.PromoteAt.After(c.Now) {
 		n.promote(c, p)
 		changed = true
 	}
 	for i := range n.Versions {
-		changed = n.advanceVersion(c, &n.Versions[i], drained) || changed
+		changed = n.retireDrained(c, &n.Versions[i], drained) || changed
 	}
 	kept := len(n.Versions)
 	n.prune(c.Now, p.MaxVersions)
@@ -35,48 +37,56 @@ func (k *Key) Advance(c Cause, p Policy, drained DrainCheck) *Key {
 	return n
 }
 
-func (k *Key) advanceVersion(c Cause, v *Version, drained DrainCheck) bool {
-	switch v.State {
-	case StateActive, StatePending, StateRetiring:
-		if k.Leased() && v.ExpiredAt(c.Now) {
-			c.Reason = "lease ended"
-			k.endFinally(c, v, StateRevoked)
-			return true
+// settle records what time alone has ended, and drops the plaintext of what
+// cannot be restored any more. It changes no verdict. It reports whether there
+// was anything to record.
+func (k *Key) settle(c Cause) (changed bool) {
+	for i := range k.Versions {
+		v := &k.Versions[i]
+		if end, timed := v.timedEnd(); timed && !c.Now.Before(end) {
+			k.lapse(c, v, end)
+			changed = true
 		}
-		return k.advanceAccepted(c, v, drained)
-	case StateRetired:
-		if len(v.Sealed) > 0 && !c.Now.Before(v.RestorableUntil) {
+		if v.State == StateRetired && len(v.Sealed) > 0 && !c.Now.Before(v.RestorableUntil) {
 			v.Sealed = nil
-			return true
+			changed = true
 		}
 	}
-	return false
+	return changed
 }
 
-func (k *Key) advanceAccepted(c Cause, v *Version, drained DrainCheck) bool {
-	switch {
-	case v.StateAt(c.Now) == StateRetired:
-		v.retire(v.AcceptedUntil, "overlap over")
-		if !c.Now.Before(v.RestorableUntil) {
-			v.Sealed = nil
+// lapse records that the acceptance of v was over at end.
+func (k *Key) lapse(c Cause, v *Version, end time.Time) {
+	reason := "overlap over"
+	if v.ExpiredAt(end) {
+		reason = "version_ttl reached"
+		if k.Leased() {
+			reason = "lease expired"
 		}
-		k.Record(c, EventVersionRetired, v.Number, "overlap over")
-		return true
-	case v.ExpiredAt(c.Now):
-		v.retire(v.ExpireTime, "version_ttl reached")
-		k.Record(c, EventVersionRetired, v.Number, "version_ttl reached")
-		return true
-	case v.State == StateRetiring && !c.Now.Before(v.OverlapEnds):
-		verdict := drained(v.Number)
-		if !verdict.Drained {
-			return false
-		}
-		v.retire(c.Now, "drained: "+verdict.Why)
-		k.Record(c, EventVersionDrained, v.Number, verdict.Why)
-		k.Record(c, EventVersionRetired, v.Number, "drained")
-		return true
 	}
-	return false
+	if _, waiting := k.Pending(); v.State == StateActive && !waiting && !k.Leased() {
+		// A key that rotates by itself has lost its active version: it is not
+		// left without one for the rest of a period.
+		k.RotateAt = c.Now
+	}
+	v.retire(end, reason)
+	k.Record(c, EventVersionRetired, v.Number, reason)
+}
+
+// retireDrained retires a version that is accepted past the end of its overlap
+// only until it has drained.
+func (k *Key) retireDrained(c Cause, v *Version, drained DrainCheck) bool {
+	if v.State != StateRetiring || c.Now.Before(v.OverlapEnds) {
+		return false
+	}
+	verdict := drained(v.Number)
+	if !verdict.Drained {
+		return false
+	}
+	v.retire(c.Now, "drained: "+verdict.Why)
+	k.Record(c, EventVersionDrained, v.Number, verdict.Why)
+	k.Record(c, EventVersionRetired, v.Number, "drained")
+	return true
 }
 
 // NextDue is when Advance has something to do next, zero for never. Automatic
@@ -94,9 +104,10 @@ func (k *Key) NextDue(now time.Time, p Policy, drained DrainCheck) time.Time {
 		v := &k.Versions[i]
 		switch v.State {
 		case StatePending:
-			if !k.Disabled {
+			if !k.Disabled && !k.Dormant() {
 				want(v.PromoteAt)
 			}
+			want(v.ExpireTime)
 		case StateActive:
 			want(v.ExpireTime)
 		case StateRetiring:

@@ -48,7 +48,7 @@ func (k *Key) Extend(c Cause, p Policy, version int, by time.Duration) (*Key, er
 		return nil, refuse(ErrNotLater, "overlap_period must be above 0s to extend version %d of %s", number, k.Label())
 	}
 	if state == StateRetired {
-		if err := n.makeRoom(c, p, false, number, false); err != nil {
+		if err := n.makeRoom(c, p, false, "wait, or retire it", "raise max_accepted_versions"); err != nil {
 			return nil, err
 		}
 		v.RollbackWindow = max(v.RollbackWindow, p.RollbackWindow)

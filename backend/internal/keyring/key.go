@@ -51,6 +51,9 @@ type Key struct {
 	// RotateAt, where set, replaces the schedule's next time: a rotation that
 	// an outage delayed, or one that waits for room in the window.
 	RotateAt time.Time `json:"rotate_at,omitzero"`
+	// EndedByForce is set where somebody left the key without an active
+	// version, until one is active again.
+	EndedByForce bool `json:"ended_by_force,omitempty"`
 	// Blocked is the reason that was recorded for a waiting rotation.
 	Blocked string `json:"blocked,omitempty"`
 	// NextTick is the minute since 1970 under which the key is filed in the
@@ -233,18 +236,22 @@ func (k *Key) Accepted(now time.Time) []int {
 	return numbers
 }
 
-// EndedAll tells whether no version can be accepted any more without a
-// rotation, and when the last one ended.
+// EndedAll tells whether no version is accepted any more, and when the last
+// one ended.
 func (k *Key) EndedAll(now time.Time) (bool, time.Time) {
 	now = k.Now(now)
 	var last time.Time
 	for i := range k.Versions {
 		v := &k.Versions[i]
-		if !v.StateAt(now).Ended() {
+		if v.AcceptedAt(now) {
 			return false, time.Time{}
 		}
-		if v.EndedTime.After(last) {
-			last = v.EndedTime
+		end := v.EndedTime
+		if timed, ok := v.timedEnd(); ok {
+			end = timed
+		}
+		if end.After(last) {
+			last = end
 		}
 	}
 	return true, last
@@ -278,9 +285,16 @@ func (k *Key) Clone() *Key {
 	return &c
 }
 
-// begin starts a transition: it returns a copy to change, and the cause with
-// its time never below what was recorded.
+// begin starts a transition: it returns a copy to change, in which all that
+// time has ended is recorded, and the cause with its time never below what was
+// recorded.
 func (k *Key) begin(c Cause) (*Key, Cause) {
+	n, c := k.copyAt(c)
+	n.settle(Cause{Now: c.Now})
+	return n, c
+}
+
+func (k *Key) copyAt(c Cause) (*Key, Cause) {
 	n := k.Clone()
 	c.Now = k.Now(c.Now)
 	n.Recorded = c.Now
@@ -336,17 +350,6 @@ func (k *Key) RememberRequest(r Request) *Key {
 }
 
 // Dormant tells whether the key has been left without an active version by
-// force: automation then leaves it alone until somebody rotates it.
-func (k *Key) Dormant() bool {
-	var last *Version
-	for i := range k.Versions {
-		v := &k.Versions[i]
-		if v.State == StateActive || v.State == StatePending {
-			return false
-		}
-		if last == nil || v.ActivatedTime.After(last.ActivatedTime) {
-			last = v
-		}
-	}
-	return last == nil || last.State.Final()
-}
+// force: automation then leaves it alone until somebody rotates it, promotes
+// what is pending or rolls back.
+func (k *Key) Dormant() bool { return k.EndedByForce }

@@ -15,7 +15,8 @@ type RevokeOptions struct {
 	// Compromised says that it leaked.
 	Compromised bool
 	// Successor, where not nil, becomes active in the same commit if the
-	// active version is ended and no pending one can take its place.
+	// active version is ended and no pending one can take its place. A leased
+	// key has no successor: its holder reads a new one, and it just ends.
 	Successor *Material
 	// Force allows to leave the key without an active version.
 	Force bool
@@ -47,7 +48,7 @@ func (k *Key) Revoke(c Cause, p Policy, o RevokeOptions) (*Key, error) {
 		}
 		targets = []int{o.Version}
 	}
-	active, hasActive := k.Active()
+	active, hasActive := n.Active()
 	endsActive, changed := false, false
 	for _, number := range targets {
 		v := n.at(number)
@@ -65,6 +66,8 @@ func (k *Key) Revoke(c Cause, p Policy, o RevokeOptions) (*Key, error) {
 		if err := n.succeed(c, p, o, active.Number); err != nil {
 			return nil, err
 		}
+	} else if o.All && o.Successor == nil {
+		n.EndedByForce = true
 	}
 	n.prune(c.Now, p.MaxVersions)
 	return n, nil
@@ -72,8 +75,9 @@ func (k *Key) Revoke(c Cause, p Policy, o RevokeOptions) (*Key, error) {
 
 // succeed gives the key an active version after the former one was ended.
 func (k *Key) succeed(c Cause, p Policy, o RevokeOptions, former int) error {
-	if o.Successor == nil {
-		if o.Force {
+	if o.Successor == nil || k.Leased() {
+		if o.Force || o.Successor != nil {
+			k.EndedByForce = true
 			return nil
 		}
 		return refuse(ErrEndsActive, "version %d of %s is active: set rotate=true to make its successor in the same step, or force=true to leave the key without an active version", former, k.Label())
@@ -89,7 +93,7 @@ func (k *Key) succeed(c Cause, p Policy, o RevokeOptions, former int) error {
 	return nil
 }
 
-// EndLease ends the version whose lease is over. It is no error if the
+// EndLease ends the version whose lease was revoked or ran out. It is no error if the
 // version is gone or has ended; the result is then k itself.
 func (k *Key) EndLease(c Cause, version int) *Key {
 	i := k.index(version)

@@ -45,18 +45,26 @@ func (k *Key) Rollback(c Cause, p Policy, o RollbackOptions) (*Key, error) {
 	if err := n.checkOverlap(p, o.Overlap); err != nil {
 		return nil, err
 	}
-	if pending, ok := n.Pending(); ok {
+	if pending, ok := n.Pending(); ok && !o.RevokeNewer {
 		n.at(pending.Number).retire(c.Now, "rolled back before its promotion")
 		n.Record(c, EventVersionRetired, pending.Number, "rolled back before its promotion")
 	}
 	if o.RevokeNewer {
 		n.revokeNewer(c, target, former.Number)
-	} else if n.at(target).StateAt(c.Now) == StateRetired {
-		if err := n.makeRoom(c, p, hasFormer && o.Overlap == 0, target, o.Force); err != nil {
+	}
+	// Where the former active version leaves the window, the target takes its
+	// place, and nothing has to make room.
+	leaves := hasFormer && (o.RevokeNewer || o.Overlap == 0)
+	if n.at(target).State == StateRetired && !leaves {
+		if err := n.makeRoom(c, p, o.Force, "wait, retire it, or set force=true to retire it early", "raise max_accepted_versions"); err != nil {
 			return nil, err
 		}
 	}
-	n.Record(c, EventKeyRolledBack, target, fmt.Sprintf("from version %d", former.Number))
+	from := "no active version"
+	if hasFormer {
+		from = fmt.Sprintf("version %d", former.Number)
+	}
+	n.Record(c, EventKeyRolledBack, target, "from "+from)
 	if _, still := n.Active(); still {
 		n.supersede(c, p, former.Number, target, o.Overlap, nil)
 	}

@@ -4,6 +4,7 @@ package keyring
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 )
@@ -23,8 +24,14 @@ type RotateOptions struct {
 }
 
 // Create returns a new key whose version 1 is m, active from now. The fields
-// of k that describe the key are taken over.
+// of k that describe the key are taken over, its collections as copies.
 func Create(k Key, c Cause, p Policy, m Material) *Key {
+	k.Versions, k.Requests, k.History = nil, nil, nil
+	k.BoundCIDRs, k.CustomMetadata = slices.Clone(k.BoundCIDRs), maps.Clone(k.CustomMetadata)
+	if k.Scopes != nil {
+		scopes := slices.Clone(*k.Scopes)
+		k.Scopes = &scopes
+	}
 	k.Schema = Schema
 	k.CreatedTime = c.Now
 	k.Recorded = c.Now
@@ -39,30 +46,36 @@ func Create(k Key, c Cause, p Policy, m Material) *Key {
 
 // Rotate makes m the next version. Without a delay it becomes active and the
 // former one is accepted until now plus the overlap; with one it is pending
-// until the delay ends. A key without an active version gets one at once.
+// until the delay ends. A key without an active version gets one at once, and
+// so does a leased key, whose holder is the one who asks.
 //
 // It is refused while the key is disabled (ErrDisabled), while another version
-// is pending (ErrPendingExists), and where more than p.MaxAccepted versions
-// would be accepted (ErrWindowFull).
+// is pending (ErrPendingExists), where more than p.MaxAccepted versions would
+// be accepted (ErrWindowFull), and once all leases of a leased key have ended
+// (ErrFinal).
 func (k *Key) Rotate(c Cause, p Policy, m Material, o RotateOptions) (*Key, error) {
 	n, c := k.begin(c)
 	if k.Disabled {
 		return nil, refuse(ErrDisabled, "%s is disabled and is not rotated: set enabled=true first", k.Label())
 	}
-	if pending, ok := k.Pending(); ok {
+	if k.Leased() && len(n.Accepted(c.Now)) == 0 {
+		return nil, refuse(ErrFinal, "%s has ended with its last lease: read a new one from creds/%s", k.Label(), k.Role)
+	}
+	if pending, ok := n.Pending(); ok {
 		return nil, refuse(ErrPendingExists, "version %d of %s is pending: promote it before the next rotation", pending.Number, k.Label())
 	}
 	if err := n.checkOverlap(p, o.Overlap); err != nil {
 		return nil, err
 	}
 	active, hasActive := n.Active()
-	delay := o.ActivationDelay
-	if !hasActive || active.ExpiredAt(c.Now) {
+	delay := max(0, o.ActivationDelay)
+	if !hasActive || k.Leased() {
 		delay = 0
 	}
-	leaves := hasActive && delay == 0 && o.Overlap == 0
-	if err := n.makeRoom(c, p, leaves, 0, o.Force); err != nil {
-		return nil, err
+	if cutOver := hasActive && delay == 0 && o.Overlap == 0; !cutOver {
+		if err := n.makeRoom(c, p, o.Force, "wait, retire it, or set force=true to retire it early", "give overlap_period=0, or raise max_accepted_versions"); err != nil {
+			return nil, err
+		}
 	}
 	next := n.append(c, m)
 	n.LastRotation = c.Now
@@ -87,7 +100,14 @@ func (k *Key) Rotate(c Cause, p Policy, m Material, o RotateOptions) (*Key, erro
 // Promote makes the pending version active now; the overlap of the former one
 // counts from now. version 0 means the pending one, whichever it is.
 func (k *Key) Promote(c Cause, p Policy, version int) (*Key, error) {
-	pending, ok := k.Pending()
+	n, c := k.begin(c)
+	if k.Leased() {
+		return nil, refuse(ErrLeased, "%s is leased: its versions are active from the start and there is nothing to promote", k.Label())
+	}
+	if version != 0 && n.index(version) < 0 {
+		return nil, refuse(ErrNoSuchVersion, "%s has no version %d", k.Label(), version)
+	}
+	pending, ok := n.Pending()
 	if !ok {
 		return nil, refuse(ErrWrongState, "%s has no pending version to promote", k.Label())
 	}
@@ -97,7 +117,6 @@ func (k *Key) Promote(c Cause, p Policy, version int) (*Key, error) {
 	if k.Disabled {
 		return nil, refuse(ErrDisabled, "%s is disabled and is not rotated: set enabled=true first", k.Label())
 	}
-	n, c := k.begin(c)
 	n.promote(c, p)
 	n.prune(c.Now, p.MaxVersions)
 	return n, nil
@@ -138,6 +157,7 @@ func (k *Key) activate(c Cause, p Policy, number int) {
 	v.EndedTime, v.RestorableUntil = time.Time{}, time.Time{}
 	v.OverlapScopes = nil
 	v.Reason = ""
+	k.EndedByForce = false
 	if first && p.VersionTTL > 0 && !k.Leased() {
 		v.ExpireTime = c.Now.Add(p.VersionTTL)
 	}
@@ -154,12 +174,15 @@ func (k *Key) supersede(c Cause, p Policy, number, by int, overlap time.Duration
 	v.OverlapScopes = slices.Clone(scopes)
 	v.OverlapEnds = c.Now.Add(overlap)
 	v.AcceptedUntil = v.OverlapEnds
-	if p.ExtendUntilDrained && overlap > 0 && p.MaxOverlap > overlap {
-		v.AcceptedUntil = c.Now.Add(p.MaxOverlap)
-	}
 	if k.Leased() {
+		// The lease can still be renewed up to the end of the overlap, so its
+		// present end does not cut it. A leased version never comes back.
+		v.RollbackWindow = 0
 		v.AcceptedUntil = earlier(v.AcceptedUntil, k.Lease.MaxExpireTime)
 	} else {
+		if p.ExtendUntilDrained && overlap > 0 && p.MaxOverlap > overlap {
+			v.AcceptedUntil = c.Now.Add(p.MaxOverlap)
+		}
 		v.AcceptedUntil = earlier(v.AcceptedUntil, v.ExpireTime)
 	}
 	v.OverlapEnds = earlier(v.OverlapEnds, v.AcceptedUntil)
@@ -172,24 +195,18 @@ func (k *Key) supersede(c Cause, p Policy, number, by int, overlap time.Duration
 	k.Record(c, EventVersionRetiring, number, fmt.Sprintf("superseded by version %d, accepted until %s", by, formatTime(v.AcceptedUntil)))
 }
 
-// makeRoom checks that one more accepted version fits the window. leaving
-// tells that the active version leaves it in the same step; keep is a version
-// that must not be retired to make room, 0 for none.
-func (k *Key) makeRoom(c Cause, p Policy, leaving bool, keep int, force bool) error {
-	accepted := k.Accepted(c.Now)
-	after := len(accepted) + 1
-	if leaving {
-		after--
-	}
-	for ; after > p.MaxAccepted; after-- {
-		oldest := k.oldestRetiring(c.Now, keep)
+// makeRoom checks that one more accepted version fits the window, or with
+// force retires the oldest early until it does. The remedies tell the caller
+// what to do about a retiring version in the way, and what where there is none.
+func (k *Key) makeRoom(c Cause, p Policy, force bool, remedy, otherwise string) error {
+	for after := len(k.Accepted(c.Now)) + 1; after > p.MaxAccepted; after-- {
+		oldest := k.oldestRetiring(c.Now)
 		if oldest == nil {
-			return refuse(ErrWindowFull, "%s would have %d accepted versions, and max_accepted_versions is %d: give overlap_period=0, or raise max_accepted_versions",
-				k.Label(), after, p.MaxAccepted)
+			return refuse(ErrWindowFull, "%s would have %d accepted versions, and max_accepted_versions is %d: %s", k.Label(), after, p.MaxAccepted, otherwise)
 		}
 		if !force {
-			return refuse(ErrWindowFull, "version %d of %s is still accepted until %s and max_accepted_versions is %d: wait, retire it, or set force=true to retire it early",
-				oldest.Number, k.Label(), formatTime(oldest.AcceptedUntil), p.MaxAccepted)
+			return refuse(ErrWindowFull, "version %d of %s is still accepted until %s and max_accepted_versions is %d: %s",
+				oldest.Number, k.Label(), formatTime(oldest.AcceptedUntil), p.MaxAccepted, remedy)
 		}
 		oldest.retire(c.Now, "retired early to make room")
 		k.Record(c, EventVersionRetired, oldest.Number, "retired early to make room")
@@ -197,10 +214,9 @@ func (k *Key) makeRoom(c Cause, p Policy, leaving bool, keep int, force bool) er
 	return nil
 }
 
-func (k *Key) oldestRetiring(now time.Time, except int) *Version {
+func (k *Key) oldestRetiring(now time.Time) *Version {
 	for i := range k.Versions {
-		v := &k.Versions[i]
-		if v.StateAt(now) == StateRetiring && v.Number != except {
+		if v := &k.Versions[i]; v.StateAt(now) == StateRetiring {
 			return v
 		}
 	}

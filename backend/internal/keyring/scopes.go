@@ -49,6 +49,10 @@ func Intersect(a, b []string) []string {
 	return both
 }
 
+// mappedBits is the length of ::ffff:0:0/96, which holds the IPv4 addresses
+// (RFC 4291, section 2.5.5.2).
+const mappedBits = 96
+
 // AllowedFrom tells whether ip is inside one of cidrs. An empty list allows
 // every address, and an unknown one.
 func AllowedFrom(cidrs []string, ip netip.Addr) bool {
@@ -66,9 +70,12 @@ func AllowedFrom(cidrs []string, ip netip.Addr) bool {
 }
 
 // ParseRange reads a range in CIDR notation, or one address as the range that
-// holds it alone.
+// holds it alone. What is written in IPv4-mapped form is the IPv4 range.
 func ParseRange(s string) (netip.Prefix, error) {
 	if p, err := netip.ParsePrefix(s); err == nil {
+		if addr := p.Addr(); addr.Is4In6() && p.Bits() >= mappedBits {
+			return netip.PrefixFrom(addr.Unmap(), p.Bits()-mappedBits), nil
+		}
 		return p, nil
 	}
 	addr, err := netip.ParseAddr(s)

@@ -77,10 +77,10 @@ func (k *Key) Verify(now time.Time, limits Limits, q Query) Verdict {
 		verdict.Code = CodeRevoked
 	case k.Disabled:
 		verdict.Code = CodeDisabled
-	case state == StateRetired && !v.agedOut():
-		verdict.Code = CodeRetired
-	case state == StateRetired || v.ExpiredAt(now):
+	case state == StateRetired && v.agedOut():
 		verdict.Code = CodeExpired
+	case state == StateRetired:
+		verdict.Code = CodeRetired
 	case !AllowedFrom(k.BoundCIDRs, q.SourceIP) || !AllowedFrom(limits.BoundCIDRs, q.SourceIP):
 		verdict.Code = CodeForbiddenSource
 	case !CoversAll(verdict.Scopes, q.Scopes):
@@ -96,7 +96,7 @@ func (k *Key) ScopesAt(now time.Time, v *Version, limits Limits) []string {
 	if v.OverlapScopes != nil {
 		scopes = Intersect(scopes, v.OverlapScopes)
 	}
-	if limits.OverlapScopes != nil && v.State == StateRetiring && !now.Before(v.OverlapEnds) {
+	if limits.OverlapScopes != nil && v.StateAt(now) == StateRetiring && !now.Before(v.OverlapEnds) {
 		scopes = Intersect(scopes, limits.OverlapScopes)
 	}
 	return scopes

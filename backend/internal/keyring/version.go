@@ -36,7 +36,7 @@ type Version struct {
 	// made a pending version asked for.
 	PromoteAt      time.Time     `json:"promote_at,omitzero"`
 	PlannedOverlap time.Duration `json:"planned_overlap,omitempty"`
-	PlannedScopes  []string      `json:"planned_scopes,omitempty"`
+	PlannedScopes  []string      `json:"planned_scopes,omitzero"`
 
 	// SupersededBy is the version that took this one's place, at
 	// SupersededTime.
@@ -46,8 +46,9 @@ type Version struct {
 	// that verifiers enforce. They differ only where drain is waited for.
 	OverlapEnds   time.Time `json:"overlap_ends,omitzero"`
 	AcceptedUntil time.Time `json:"accepted_until,omitzero"`
-	// OverlapScopes narrow the version from the moment it was superseded.
-	OverlapScopes []string `json:"overlap_scopes,omitempty"`
+	// OverlapScopes narrow the version from the moment it was superseded. Nil
+	// does not; an empty list leaves it none, and must be stored as such.
+	OverlapScopes []string `json:"overlap_scopes,omitzero"`
 	// RollbackWindow is the role's, as it was when the version was superseded.
 	RollbackWindow time.Duration `json:"rollback_window,omitempty"`
 
@@ -55,7 +56,8 @@ type Version struct {
 	ExpireTime time.Time `json:"expire_time,omitzero"`
 	EndedTime  time.Time `json:"ended_time,omitzero"`
 	// RestorableUntil is the end of the time in which a retired version can
-	// be rolled back to or extended. Zero means that it cannot.
+	// be rolled back to or extended, never past its ExpireTime. Zero means
+	// that it cannot.
 	RestorableUntil time.Time `json:"restorable_until,omitzero"`
 	Reason          string    `json:"reason,omitempty"`
 
@@ -75,13 +77,25 @@ func (v *Version) UnmarshalJSON(data []byte) (err error) {
 	return err
 }
 
-// StateAt is the state that holds at now: a retiring version whose overlap is
-// over is retired, whether or not that has been recorded.
+// StateAt is the state that holds at now: a version whose overlap, hard age or
+// lease is over is retired, whether or not that has been recorded.
 func (v *Version) StateAt(now time.Time) State {
-	if v.State == StateRetiring && !now.Before(v.AcceptedUntil) {
+	if end, timed := v.timedEnd(); timed && !now.Before(end) {
 		return StateRetired
 	}
 	return v.State
+}
+
+// timedEnd is when time alone ends the acceptance of the version. It tells
+// false where nothing does, or where it has ended.
+func (v *Version) timedEnd() (time.Time, bool) {
+	switch {
+	case v.State.Ended():
+		return time.Time{}, false
+	case v.State == StateRetiring:
+		return earlier(v.AcceptedUntil, v.ExpireTime), true
+	}
+	return v.ExpireTime, !v.ExpireTime.IsZero()
 }
 
 // ExpiredAt tells whether the version is past its hard age or its lease.
@@ -91,9 +105,7 @@ func (v *Version) ExpiredAt(now time.Time) bool {
 
 // AcceptedAt tells whether the version's own state and times allow it at now.
 // The key may still be disabled.
-func (v *Version) AcceptedAt(now time.Time) bool {
-	return !v.StateAt(now).Ended() && !v.ExpiredAt(now)
-}
+func (v *Version) AcceptedAt(now time.Time) bool { return !v.StateAt(now).Ended() }
 
 // RestorableAt tells whether the version is retired and can still be made
 // active or retiring again.
@@ -105,19 +117,20 @@ func (v *Version) RestorableAt(now time.Time) bool {
 // retirement has not been recorded yet.
 func (v *Version) restorableUntil() time.Time {
 	if v.State == StateRetiring {
-		return v.AcceptedUntil.Add(v.RollbackWindow)
+		return earlier(v.AcceptedUntil.Add(v.RollbackWindow), v.ExpireTime)
 	}
 	return v.RestorableUntil
 }
 
-// agedOut tells whether a retired version was ended by its age while it was
-// active, and not by the end of an overlap. The answer is the same before and
-// after the retirement is recorded.
-func (v *Version) agedOut() bool { return v.SupersededTime.IsZero() && !v.ExpireTime.IsZero() }
-
-// expiredWhen tells whether the version's age was over at ended.
-func (v *Version) expiredWhen(ended time.Time) bool {
-	return !v.ExpireTime.IsZero() && !ended.Before(v.ExpireTime)
+// agedOut tells whether it was the version's hard age or its lease that ended
+// it, and not only an overlap. The answer is the same before and after the
+// retirement is recorded.
+func (v *Version) agedOut() bool {
+	end := v.EndedTime
+	if timed, ok := v.timedEnd(); ok {
+		end = timed
+	}
+	return v.ExpiredAt(end)
 }
 
 // retire records the end of an overlap at the instant at.
@@ -129,8 +142,8 @@ func (v *Version) retire(at time.Time, reason string) {
 		v.AcceptedUntil = at
 	}
 	v.RestorableUntil = time.Time{}
-	if !v.ActivatedTime.IsZero() && v.RollbackWindow > 0 && !v.expiredWhen(at) {
-		v.RestorableUntil = at.Add(v.RollbackWindow)
+	if !v.ActivatedTime.IsZero() && v.RollbackWindow > 0 && !v.ExpiredAt(at) {
+		v.RestorableUntil = earlier(at.Add(v.RollbackWindow), v.ExpireTime)
 	} else {
 		v.Sealed = nil
 	}

@@ -260,7 +260,7 @@ func (kp *Keeper) RoleOf(ctx context.Context, k *keyring.Key) (*role.Role, error
 		return nil, err
 	}
 	if r == nil {
-		return nil, fmt.Errorf("role %q of %s is missing from storage", k.Role, k.Label())
+		return nil, fmt.Errorf("role %q of %s is missing from storage: %w", k.Role, k.Label(), store.ErrDamaged)
 	}
 	return r, nil
 }

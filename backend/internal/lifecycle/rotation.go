@@ -380,4 +380,3 @@ func (kp *Keeper) RotateForJob(ctx context.Context, id, job string, cause keyrin
 	})
 	return err == nil && after != before, err
 }
-

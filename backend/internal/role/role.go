@@ -9,6 +9,8 @@ package role
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
@@ -87,10 +89,21 @@ func New(name string) *Role {
 	}
 }
 
-// Clone returns a copy that shares nothing that a write changes.
+// Clone returns a copy that shares nothing with r that could be changed.
 func (r *Role) Clone() *Role {
 	c := *r
+	c.Scopes, c.OverlapScopes = slices.Clone(r.Scopes), slices.Clone(r.OverlapScopes)
+	c.BoundCIDRs, c.Reminders = slices.Clone(r.BoundCIDRs), slices.Clone(r.Reminders)
+	c.RefreshInterval, c.NotifyBefore = clonePointer(r.RefreshInterval), clonePointer(r.NotifyBefore)
+	c.CustomMetadata = maps.Clone(r.CustomMetadata)
 	return &c
+}
+
+func clonePointer(d *time.Duration) *time.Duration {
+	if d == nil {
+		return nil
+	}
+	return new(*d)
 }
 
 type roleFields Role
@@ -170,4 +183,3 @@ func (r *Role) SameSchedule(o *Role) bool {
 	return r.Schedule() == o.Schedule() && r.VersionTTL == o.VersionTTL && r.MaxVersions == o.MaxVersions &&
 		r.ExtendUntilDrained == o.ExtendUntilDrained && r.DrainQuietPeriod == o.DrainQuietPeriod
 }
-

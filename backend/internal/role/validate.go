@@ -3,13 +3,15 @@
 package role
 
 import (
+	"errors"
 	"fmt"
-	"math"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
 const (
@@ -21,6 +23,7 @@ const (
 	// MaxDuration bounds every duration: a hundred years of 365 days.
 	MaxDuration = 100 * 365 * 24 * time.Hour
 
+	maxWindow   = 16
 	maxScopes   = 128
 	maxCIDRs    = 128
 	maxMetadata = 64
@@ -38,7 +41,7 @@ var (
 // field, the fault and what is accepted.
 func (r *Role) Validate() error {
 	for _, check := range []func() error{
-		r.Format().Validate, r.checkGrants, r.checkNumbers, r.Schedule().Validate, r.checkOverlap,
+		r.checkToken, r.checkGrants, r.Schedule().Validate, r.checkDurations, r.checkNumbers, r.checkOverlap,
 		r.checkWindow, r.checkVersionTTL, r.checkDelivery,
 	} {
 		if err := check(); err != nil {
@@ -48,6 +51,18 @@ func (r *Role) Validate() error {
 	return nil
 }
 
+// checkToken is stricter than the format, which takes what is absent for its
+// default: a role would read back something else than what it does.
+func (r *Role) checkToken() error {
+	if r.Prefix == "" {
+		return errors.New("prefix must be a lower-case letter followed by at most 31 of a-z, 0-9 and _, got an empty one")
+	}
+	if r.SecretLength == 0 {
+		return fmt.Errorf("secret_length must be between %d and %d, got 0", token.MinSecretLength, token.MaxSecretLength)
+	}
+	return r.Format().Validate()
+}
+
 func (r *Role) checkGrants() error {
 	if err := CheckGrants("scopes", r.Scopes); err != nil {
 		return err
@@ -55,8 +70,10 @@ func (r *Role) checkGrants() error {
 	if err := CheckGrants("overlap_scopes", r.OverlapScopes); err != nil {
 		return err
 	}
-	if !keyring.CoversAll(r.Scopes, r.OverlapScopes) {
-		return fmt.Errorf("overlap_scopes must be covered by the role's scopes")
+	for i, s := range r.OverlapScopes {
+		if !keyring.CoversAll(r.Scopes, []string{s}) {
+			return fmt.Errorf("overlap_scopes: the one at position %d is not covered by scopes: they can only narrow what the role grants", i+1)
+		}
 	}
 	if err := CheckCIDRs("bound_cidrs", r.BoundCIDRs); err != nil {
 		return err
@@ -64,19 +81,39 @@ func (r *Role) checkGrants() error {
 	return CheckMetadata(r.CustomMetadata)
 }
 
+func (r *Role) checkDurations() error {
+	for _, f := range []struct {
+		field string
+		value time.Duration
+		least time.Duration
+	}{
+		{"overlap_period", r.OverlapPeriod, 0}, {"max_overlap_period", r.MaxOverlapPeriod, 0}, {"drain_quiet_period", r.DrainQuietPeriod, 0},
+		{"activation_delay", r.ActivationDelay, 0}, {"rollback_window", r.RollbackWindow, 0}, {"version_ttl", r.VersionTTL, 0},
+		{"ttl", r.TTL, 0}, {"max_ttl", r.MaxTTL, 0}, {"refresh_interval", r.Refresh(), time.Second}, {"notify_before", r.Notify(), 0},
+	} {
+		if f.value < f.least || f.value > MaxDuration || f.value%time.Second != 0 {
+			return fmt.Errorf("%s must be between %s and %s in whole seconds, got %s", f.field, f.least, MaxDuration, f.value)
+		}
+	}
+	return nil
+}
+
 func (r *Role) checkNumbers() error {
-	if r.MaxAcceptedVersions < 1 || r.MaxAcceptedVersions > 16 {
-		return fmt.Errorf("max_accepted_versions must be between 2 and 16 (1 only with overlap_period=0), got %d", r.MaxAcceptedVersions)
+	if r.MaxAcceptedVersions < 1 || r.MaxAcceptedVersions > maxWindow {
+		return fmt.Errorf("max_accepted_versions must be between 2 and %d (1 only with overlap_period=0), got %d", maxWindow, r.MaxAcceptedVersions)
 	}
 	if r.MaxAcceptedVersions == 1 && r.OverlapPeriod != 0 {
-		return fmt.Errorf("max_accepted_versions must be between 2 and 16, got 1: with an overlap_period of %s two versions are accepted at once", r.OverlapPeriod)
+		return fmt.Errorf("max_accepted_versions must be between 2 and %d, got 1: with an overlap_period of %s two versions are accepted at once", maxWindow, r.OverlapPeriod)
+	}
+	if r.MaxAcceptedVersions == 1 && r.ActivationDelay != 0 {
+		return fmt.Errorf("max_accepted_versions must be between 2 and %d, got 1: with an activation_delay of %s two versions are accepted at once", maxWindow, r.ActivationDelay)
 	}
 	if r.MaxVersions < r.MaxAcceptedVersions || r.MaxVersions > 100 {
 		return fmt.Errorf("max_versions must be between max_accepted_versions (%d) and 100, got %d", r.MaxAcceptedVersions, r.MaxVersions)
 	}
 	for i, p := range r.Reminders {
 		if p < 1 || p > 99 || i > 0 && p <= r.Reminders[i-1] {
-			return fmt.Errorf("reminders must be ascending whole percents between 1 and 99, got %v", r.Reminders)
+			return fmt.Errorf("reminders must be ascending whole percents between 1 and 99, got %d at position %d", p, i+1)
 		}
 	}
 	if !slices.Contains([]string{LeakAlert, LeakRevoke, LeakRotate}, r.LeakResponse) {
@@ -86,26 +123,11 @@ func (r *Role) checkNumbers() error {
 }
 
 func (r *Role) checkOverlap() error {
-	if r.OverlapPeriod < 0 || r.OverlapPeriod > r.MaxOverlapPeriod {
+	if r.OverlapPeriod > r.MaxOverlapPeriod {
 		return fmt.Errorf("overlap_period must be between 0s and max_overlap_period (%s), got %s", r.MaxOverlapPeriod, r.OverlapPeriod)
-	}
-	for _, f := range []struct {
-		field string
-		value time.Duration
-	}{
-		{"max_overlap_period", r.MaxOverlapPeriod}, {"drain_quiet_period", r.DrainQuietPeriod}, {"activation_delay", r.ActivationDelay},
-		{"rollback_window", r.RollbackWindow}, {"version_ttl", r.VersionTTL}, {"ttl", r.TTL}, {"max_ttl", r.MaxTTL},
-		{"refresh_interval", r.Refresh()}, {"notify_before", r.Notify()}, {"rotation_period", r.RotationPeriod}, {"rotation_window", r.RotationWindow},
-	} {
-		if f.value < 0 || f.value > MaxDuration {
-			return fmt.Errorf("%s must be between 0s and %s, got %s", f.field, MaxDuration, f.value)
-		}
 	}
 	if r.MaxTTL > 0 && r.TTL > r.MaxTTL {
 		return fmt.Errorf("ttl must be at most max_ttl (%s), got %s", r.MaxTTL, r.TTL)
-	}
-	if r.Refresh() < time.Second {
-		return fmt.Errorf("refresh_interval must be at least 1s, got %s", r.Refresh())
 	}
 	if r.RefreshInterval != nil && r.OverlapPeriod > 0 && r.Schedule().Automatic() && r.Refresh() >= r.OverlapPeriod {
 		return fmt.Errorf("refresh_interval must be shorter than overlap_period (%s), or clients would look again only when the old version is refused; got %s", r.OverlapPeriod, r.Refresh())
@@ -114,39 +136,62 @@ func (r *Role) checkOverlap() error {
 }
 
 // checkWindow refuses a schedule whose overlaps would pile up beyond the
-// window of accepted versions.
+// window of accepted versions. A version that is superseded must be out of it
+// when the rotation comes that would make one too many.
 func (r *Role) checkWindow() error {
 	s := r.Schedule()
 	if !s.Automatic() {
 		return nil
 	}
-	interval := s.MinInterval()
 	if r.OverlapPeriod != 0 && r.OverlapPeriod < MinAutomaticOverlap {
 		return fmt.Errorf("overlap_period must be at least %s, or an explicit 0, for keys that rotate automatically; got %s", MinAutomaticOverlap, r.OverlapPeriod)
 	}
-	need := int64(math.Ceil(float64(r.OverlapPeriod)/float64(interval))) + 1
-	if need > int64(r.MaxAcceptedVersions) {
-		fits := time.Duration(r.MaxAcceptedVersions-1) * interval
-		hint := fmt.Sprintf("overlap_period up to %s fits", fits)
-		if need <= 16 {
-			hint += fmt.Sprintf(", or max_accepted_versions of at least %d", need)
-		}
-		if r.MaxAcceptedVersions > 1 {
-			hint += fmt.Sprintf(", or an interval of at least %s", (r.OverlapPeriod / time.Duration(r.MaxAcceptedVersions-1)).Round(time.Second))
-		}
-		return fmt.Errorf("overlap_period of %s at a rotation interval of %s needs %d accepted versions at once and max_accepted_versions is %d: %s",
-			r.OverlapPeriod, interval, need, r.MaxAcceptedVersions, hint)
-	}
+	interval := s.MinInterval()
 	room := interval * time.Duration(r.MaxAcceptedVersions-1)
-	if r.ActivationDelay > 0 && r.ActivationDelay+r.OverlapPeriod >= room {
-		return fmt.Errorf("activation_delay + overlap_period must be shorter than the rotation interval times (max_accepted_versions - 1), %s, got %s: activation_delay below %s fits",
-			room, r.ActivationDelay+r.OverlapPeriod, max(0, room-r.OverlapPeriod))
+	fits := "only activation_delay=0 fits"
+	if limit := min(interval, room-r.OverlapPeriod); limit > time.Second {
+		fits = fmt.Sprintf("activation_delay up to %s fits", limit-time.Second)
 	}
-	if r.ActivationDelay >= interval {
-		return fmt.Errorf("activation_delay must be shorter than the rotation interval of %s, got %s", interval, r.ActivationDelay)
+	if r.ActivationDelay > 0 && r.ActivationDelay >= interval {
+		return fmt.Errorf("activation_delay must be shorter than the rotation interval of %s, got %s: %s", interval, r.ActivationDelay, fits)
+	}
+	if r.OverlapPeriod > room {
+		return fmt.Errorf("overlap_period of %s at a rotation interval of %s needs %d accepted versions at once and max_accepted_versions is %d: %s",
+			r.OverlapPeriod, interval, ceilDiv(r.OverlapPeriod, interval)+1, r.MaxAcceptedVersions, r.whatFits(interval, room))
+	}
+	if r.ActivationDelay > 0 && r.ActivationDelay+r.OverlapPeriod >= room {
+		return fmt.Errorf("activation_delay + overlap_period must be shorter than the rotation interval times (max_accepted_versions - 1), %s, got %s: %s",
+			room, r.ActivationDelay+r.OverlapPeriod, fits)
 	}
 	return nil
 }
+
+// whatFits lists values that each would mend an overlap that the window cannot
+// hold.
+func (r *Role) whatFits(interval, room time.Duration) string {
+	most, load := room, r.OverlapPeriod
+	if r.ActivationDelay > 0 {
+		// Together they must be shorter than the room, not only as long.
+		most -= r.ActivationDelay + time.Second
+		load += r.ActivationDelay + time.Second
+	}
+	fits := []string{"overlap_period=0 fits"}
+	if most >= MinAutomaticOverlap {
+		fits[0] = fmt.Sprintf("overlap_period up to %s fits", most)
+	}
+	if need := ceilDiv(load, interval) + 1; need <= maxWindow {
+		hint := fmt.Sprintf("max_accepted_versions of at least %d", need)
+		if need > int64(r.MaxVersions) {
+			hint += fmt.Sprintf(" with max_versions of at least %d", need)
+		}
+		fits = append(fits, hint)
+	}
+	least := time.Duration(ceilDiv(load, time.Duration(r.MaxAcceptedVersions-1)*time.Second)) * time.Second
+	fits = append(fits, fmt.Sprintf("an interval of at least %s", max(least, r.ActivationDelay+time.Second)))
+	return strings.Join(fits, ", or ")
+}
+
+func ceilDiv(a, b time.Duration) int64 { return int64((a + b - 1) / b) }
 
 func (r *Role) checkVersionTTL() error {
 	if r.VersionTTL == 0 {
@@ -159,10 +204,10 @@ func (r *Role) checkVersionTTL() error {
 		}
 		return nil
 	}
-	interval := s.MaxInterval()
-	jitter := interval * time.Duration(r.RotationJitter) / 100
-	if least := interval + jitter + r.OverlapPeriod + r.ActivationDelay; r.VersionTTL < least {
-		return fmt.Errorf("version_ttl must be 0 or at least the rotation interval + jitter + activation_delay + overlap_period (%s), got %s", least, r.VersionTTL)
+	// Divided first: a percentage of ten years cannot overflow then.
+	jitter := s.MaxInterval() / 100 * time.Duration(r.RotationJitter)
+	if least := s.MaxInterval() + jitter + r.OverlapPeriod + r.ActivationDelay; r.VersionTTL < least {
+		return fmt.Errorf("version_ttl must be 0 or at least the rotation interval + rotation_jitter + activation_delay + overlap_period (%s), got %s", least, r.VersionTTL)
 	}
 	return nil
 }

@@ -24,7 +24,8 @@ const minuteLimit = 5000
 // A key is filed at due/<minute>/<id>, and dueh/<hour> holds a bit for each
 // minute of that hour that may hold something. Filing never chooses the
 // present minute or one that has been closed. An entry that was being written
-// while its minute was closed marks the minute again, so none is missed.
+// while its minute was closed marks the minute again, and a minute is unmarked
+// before it is listed, so that none is missed.
 type dueIndex struct {
 	storage logical.Storage
 
@@ -37,13 +38,18 @@ type dueIndex struct {
 	counts map[int64]int
 }
 
+// allMinutes has the bit of every minute of an hour.
+const allMinutes = 1<<60 - 1
+
 // dueHour is what is known of one hour. stored is what its marker holds, todo
-// the minutes that have not been worked off yet.
+// the minutes that may hold something, listed those of them whose list is
+// being worked off.
 type dueHour struct {
 	mu     sync.Mutex
 	loaded bool
 	stored uint64
 	todo   uint64
+	listed uint64
 	// gone is set once the marker has been removed: look the hour up again.
 	gone bool
 }
@@ -58,7 +64,7 @@ func minuteOf(t time.Time) int64 {
 }
 
 // open lists the hours with markers. Their minutes are read when they come.
-func (d *dueIndex) open(ctx context.Context, now time.Time) error {
+func (d *dueIndex) open(ctx context.Context) error {
 	names, err := d.storage.List(ctx, dueHourPrefix)
 	if err != nil {
 		return fmt.Errorf("list due hours: %w", err)
@@ -82,12 +88,11 @@ func (d *dueIndex) file(ctx context.Context, id string, due time.Time, filed int
 	if due.IsZero() {
 		return 0, nil
 	}
-	want := minuteOf(due)
-	present := now.Unix() / 60
-	if filed != 0 && filed == max(want, present+1) && d.isOpen(filed) {
+	first := max(minuteOf(due), now.Unix()/60+1)
+	if d.stays(filed, first) {
 		return filed, nil
 	}
-	minute, err := d.reserve(ctx, max(want, present+1))
+	minute, err := d.reserve(ctx, first)
 	if err != nil {
 		return 0, err
 	}
@@ -105,6 +110,22 @@ func (d *dueIndex) file(ctx context.Context, id string, due time.Time, filed int
 		}
 	}
 	return minute, nil
+}
+
+// stays tells whether what is filed at filed may stay there, where first is
+// the minute that it is wanted in: that one, or one that it spilled into.
+func (d *dueIndex) stays(filed, first int64) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if filed <= d.closed || filed < first {
+		return false
+	}
+	for minute := first; minute < filed; minute++ {
+		if minute > d.closed && d.counts[minute] < minuteLimit {
+			return false
+		}
+	}
+	return true
 }
 
 func (d *dueIndex) isOpen(minute int64) bool {
@@ -185,9 +206,9 @@ func (d *dueIndex) hour(ctx context.Context, hour int64) (*dueHour, error) {
 	}
 	if entry != nil {
 		var bits uint64
-		if err := json.Unmarshal(entry.Value, &bits); err != nil {
+		if err := json.Unmarshal(entry.Value, &bits); err != nil || bits == 0 || bits > allMinutes {
 			// A damaged marker means that any minute may hold something.
-			bits = 1<<60 - 1
+			bits = allMinutes
 		}
 		h.stored |= bits
 		h.todo |= bits
@@ -259,10 +280,10 @@ func (s *Store) DueMinutes(ctx context.Context) ([]int64, error) {
 			return minutes, err
 		}
 		h.mu.Lock()
-		todo := h.todo
+		todo := h.todo | h.listed
 		h.mu.Unlock()
-		for m := range int64(60) {
-			if minute := hour*60 + m; todo&(1<<uint64(m)) != 0 && minute <= present {
+		for minute := hour * 60; minute < hour*60+60 && minute <= present; minute++ {
+			if todo&bitOf(minute) != 0 {
 				minutes = append(minutes, minute)
 			}
 		}
@@ -283,7 +304,13 @@ func (s *Store) DueIn(ctx context.Context, minute int64) ([]string, error) {
 		return nil, nil
 	}
 	h.mu.Lock()
-	marked := !h.loaded || h.todo&bitOf(minute) != 0
+	marked := !h.loaded || (h.todo|h.listed)&bitOf(minute) != 0
+	if marked && h.loaded {
+		// Whoever marks the minute from now on may have come too late for the
+		// list, so MinuteDone must not take that mark for worked off.
+		h.listed |= bitOf(minute)
+		h.todo &^= bitOf(minute)
+	}
 	h.mu.Unlock()
 	if !marked {
 		return nil, nil
@@ -291,8 +318,8 @@ func (s *Store) DueIn(ctx context.Context, minute int64) ([]string, error) {
 	return s.list(ctx, dueMinutePrefix(minute))
 }
 
-// MinuteDone notes that nothing is left in a closed minute, and removes the
-// marker of its hour once the hour is over and has nothing left.
+// MinuteDone notes that all that DueIn returned for a closed minute has been
+// worked off.
 func (s *Store) MinuteDone(ctx context.Context, minute int64) error {
 	d := s.due
 	h, err := d.hour(ctx, minute/60)
@@ -300,7 +327,7 @@ func (s *Store) MinuteDone(ctx context.Context, minute int64) error {
 		return err
 	}
 	h.mu.Lock()
-	h.todo &^= bitOf(minute)
+	h.listed &^= bitOf(minute)
 	h.mu.Unlock()
 	d.mu.Lock()
 	delete(d.counts, minute)
@@ -336,7 +363,7 @@ func (d *dueIndex) removeMarker(ctx context.Context, hour int64) error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.todo != 0 {
+	if h.gone || h.todo|h.listed != 0 {
 		return nil
 	}
 	if h.stored != 0 {
@@ -385,7 +412,7 @@ func (s *Store) LostFiling(minute int64) bool {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.loaded && h.todo&bitOf(minute) == 0
+	return h.loaded && (h.todo|h.listed)&bitOf(minute) == 0
 }
 
 // FiledAt tells whether filing at minute is right for what is due at due.

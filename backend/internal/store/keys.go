@@ -102,7 +102,7 @@ func (s *Store) CreateKey(ctx context.Context, k *keyring.Key, due time.Time) er
 		d := k.Versions[0].Digest
 		_, forget := s.imported.writing(d)
 		defer forget()
-		if err := s.put(ctx, s.importedPath(d), pointer{k.ID}); err != nil {
+		if err := s.putPointer(ctx, s.importedPath(d), k.ID); err != nil {
 			return err
 		}
 	}
@@ -112,7 +112,7 @@ func (s *Store) CreateKey(ctx context.Context, k *keyring.Key, due time.Time) er
 	if k.Name != "" {
 		_, forget := s.names.writing(k.Name)
 		defer forget()
-		if err := s.put(ctx, namePrefix+k.Name, pointer{k.ID}); err != nil {
+		if err := s.putPointer(ctx, namePrefix+k.Name, k.ID); err != nil {
 			return err
 		}
 	}
@@ -155,9 +155,26 @@ func (s *Store) forgetPruned(ctx context.Context, prev, next *keyring.Key) {
 			continue
 		}
 		// A failure leaves an entry that leads to a key without the version.
-		_ = s.remove(ctx, s.importedPath(v.Digest))
-		s.imported.remove(v.Digest)
+		_ = s.removePointer(ctx, s.importedPath(v.Digest), next.ID)
 	}
+}
+
+// putPointer makes path lead to the key id.
+func (s *Store) putPointer(ctx context.Context, path, id string) error {
+	defer lock(s.pointerLocks, path)()
+	return s.put(ctx, path, pointer{id})
+}
+
+// removePointer removes path if it leads to the key id. A key that has taken
+// the path over keeps it, even if that happens at the same moment.
+func (s *Store) removePointer(ctx context.Context, path, id string) error {
+	defer lock(s.pointerLocks, path)()
+	var p pointer
+	found, err := s.get(ctx, path, &p)
+	if err != nil || !found || p.KeyID != id {
+		return err
+	}
+	return s.remove(ctx, path)
 }
 
 // Cleanup lists the index entries of k that a deletion has to remove. The
@@ -174,28 +191,23 @@ func (s *Store) Cleanup(k *keyring.Key) keyring.Cleanup {
 
 // FinishDelete removes what a tombstone lists, and then the tombstone itself
 // unless it has compromised versions to remember. It may be repeated. The
-// caller holds the locks of the key and of its name: a new key of that name
-// keeps its name entry.
+// caller holds the lock of the key. A new key that has taken over its name or
+// its imported token keeps them.
 func (s *Store) FinishDelete(ctx context.Context, tomb *keyring.Key) error {
 	if c := tomb.Cleanup; c != nil {
 		if c.Name != "" {
-			var p pointer
-			found, err := s.get(ctx, namePrefix+c.Name, &p)
-			if err != nil {
+			defer s.names.remove(c.Name)
+			if err := s.removePointer(ctx, namePrefix+c.Name, tomb.ID); err != nil {
 				return err
-			}
-			if found && p.KeyID == tomb.ID {
-				defer s.names.remove(c.Name)
-				if err := s.remove(ctx, namePrefix+c.Name); err != nil {
-					return err
-				}
 			}
 		}
 		if err := s.remove(ctx, memberPath(c.Role, tomb.ID)); err != nil {
 			return err
 		}
+		// What is cached of these leads to a key that is gone, which is the
+		// same answer; an import of the same token forgets it.
 		for _, hmac := range c.Imported {
-			if err := s.removeImported(ctx, hmac, tomb.ID); err != nil {
+			if err := s.removePointer(ctx, importedPrefix+hmac, tomb.ID); err != nil {
 				return err
 			}
 		}
@@ -213,17 +225,6 @@ func (s *Store) FinishDelete(ctx context.Context, tomb *keyring.Key) error {
 		s.due.unfile(ctx, tomb.NextTick, tomb.ID)
 	}
 	return nil
-}
-
-// removeImported removes an index entry unless a later import took it over.
-func (s *Store) removeImported(ctx context.Context, hmac, id string) error {
-	var p pointer
-	found, err := s.get(ctx, importedPrefix+hmac, &p)
-	if err != nil || !found || p.KeyID != id {
-		return err
-	}
-	defer s.imported.purge()
-	return s.remove(ctx, importedPrefix+hmac)
 }
 
 // Names returns the names of keys in order. It walks all names.
@@ -262,4 +263,11 @@ func (s *Store) list(ctx context.Context, prefix string) ([]string, error) {
 	}
 	slices.Sort(names)
 	return names, nil
+}
+
+// CachedKey returns the key with this id if it is in the cache, else nil. It
+// touches no storage.
+func (s *Store) CachedKey(id string) *keyring.Key {
+	k, _ := s.keys.get(id)
+	return k
 }

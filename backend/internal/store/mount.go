@@ -9,9 +9,12 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
@@ -27,7 +30,39 @@ type mountState struct {
 	// HasImports is set before the first import and never unset.
 	HasImports bool `json:"has_imports,omitempty"`
 
+	extra jsonkeep.Extra
 	stale bool
+}
+
+// mountKeyLength is the length in bytes of the mount's keys.
+const mountKeyLength = 32
+
+type mountFields mountState
+
+// MarshalJSON keeps the fields that UnmarshalJSON did not know.
+func (m mountState) MarshalJSON() ([]byte, error) { return jsonkeep.Marshal(mountFields(m), m.extra) }
+
+// UnmarshalJSON reads a stored mountState and refuses one that this code must
+// not use. The schema is judged first: a newer one may change everything else.
+func (m *mountState) UnmarshalJSON(data []byte) error {
+	var head struct {
+		Schema int `json:"schema"`
+	}
+	if err := json.Unmarshal(data, &head); err != nil {
+		return err
+	}
+	if head.Schema < 1 || head.Schema > mountSchema {
+		return fmt.Errorf("the mount's storage has schema %d and this plugin reads 1 to %d: run the newer plugin that wrote it", head.Schema, mountSchema)
+	}
+	extra, err := jsonkeep.Unmarshal(data, (*mountFields)(m))
+	if err != nil {
+		return err
+	}
+	if len(m.DataKey) != mountKeyLength || len(m.IndexKey) != mountKeyLength {
+		return errors.New("a key of the mount is missing or has a wrong length")
+	}
+	m.extra = extra
+	return nil
 }
 
 func (s *Store) openMount(ctx context.Context, rand io.Reader, writable bool) error {
@@ -36,14 +71,11 @@ func (s *Store) openMount(ctx context.Context, rand io.Reader, writable bool) er
 	if err != nil {
 		return err
 	}
-	if found && (m.Schema < 1 || m.Schema > mountSchema) {
-		return fmt.Errorf("the mount's storage has schema %d and this plugin reads 1 to %d: run the newer plugin that wrote it", m.Schema, mountSchema)
-	}
 	if !found {
 		if !writable {
 			return ErrReadOnly
 		}
-		m = mountState{Schema: mountSchema, DataKey: make([]byte, 32), IndexKey: make([]byte, 32)}
+		m = mountState{Schema: mountSchema, DataKey: make([]byte, mountKeyLength), IndexKey: make([]byte, mountKeyLength)}
 		for _, key := range [][]byte{m.DataKey, m.IndexKey} {
 			if _, err := io.ReadFull(rand, key); err != nil {
 				return fmt.Errorf("make the mount's keys: %w", err)
@@ -57,7 +89,7 @@ func (s *Store) openMount(ctx context.Context, rand io.Reader, writable bool) er
 	if err != nil {
 		return err
 	}
-	s.mount, s.box = m, b
+	s.mount, s.box, s.indexKey = m, b, m.IndexKey
 	return nil
 }
 
@@ -100,7 +132,7 @@ func (s *Store) markImports(ctx context.Context) error {
 // importedPath hides the digest of an imported token, which may have little
 // entropy, because Vault does not encrypt storage paths.
 func (s *Store) importedPath(d token.Digest) string {
-	mac := hmac.New(sha256.New, s.mount.IndexKey)
+	mac := hmac.New(sha256.New, s.indexKey)
 	_, _ = mac.Write(d[:])
 	return importedPrefix + hex.EncodeToString(mac.Sum(nil))
 }

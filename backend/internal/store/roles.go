@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
 )
 
@@ -57,6 +58,21 @@ type Config struct {
 	UsageRetention time.Duration `json:"usage_retention"`
 }
 
+// storedConfig is a Config with the fields that this code does not know.
+type storedConfig struct {
+	Config
+	extra jsonkeep.Extra
+}
+
+// MarshalJSON keeps the fields that UnmarshalJSON did not know.
+func (c storedConfig) MarshalJSON() ([]byte, error) { return jsonkeep.Marshal(c.Config, c.extra) }
+
+// UnmarshalJSON reads a stored configuration over what c holds.
+func (c *storedConfig) UnmarshalJSON(data []byte) (err error) {
+	c.extra, err = jsonkeep.Unmarshal(data, &c.Config)
+	return err
+}
+
 // DefaultConfig is what holds where nothing was written.
 func DefaultConfig() Config {
 	return Config{LeakRate: 60, UsageRetention: 168 * time.Hour}
@@ -67,11 +83,11 @@ func (s *Store) Config(ctx context.Context) (Config, error) {
 	s.configMu.Lock()
 	defer s.configMu.Unlock()
 	if s.config == nil {
-		c := DefaultConfig()
+		c := storedConfig{Config: DefaultConfig()}
 		if _, err := s.get(ctx, configPath, &c); err != nil {
 			return Config{}, err
 		}
-		s.config = &c
+		s.config = &c.Config
 	}
 	return *s.config, nil
 }
@@ -81,17 +97,17 @@ func (s *Store) Config(ctx context.Context) (Config, error) {
 func (s *Store) UpdateConfig(ctx context.Context, change func(*Config) error) error {
 	s.configMu.Lock()
 	defer s.configMu.Unlock()
-	c := DefaultConfig()
+	c := storedConfig{Config: DefaultConfig()}
 	if _, err := s.get(ctx, configPath, &c); err != nil {
 		return err
 	}
-	if err := change(&c); err != nil {
+	if err := change(&c.Config); err != nil {
 		return err
 	}
 	s.config = nil
 	if err := s.put(ctx, configPath, c); err != nil {
 		return err
 	}
-	s.config = &c
+	s.config = &c.Config
 	return nil
 }

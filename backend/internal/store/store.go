@@ -33,6 +33,10 @@ const (
 // been set up by one that may.
 var ErrReadOnly = errors.New("the mount has not been initialized yet and this node cannot write")
 
+// ErrDamaged says that an entry was read but cannot be understood: it is not
+// JSON, or was written by a newer plugin. Trying again does not help.
+var ErrDamaged = errors.New("the stored entry is not readable")
+
 // Store reads and writes the entries of one mount. It is safe for concurrent
 // use; transitions of one key must hold its lock.
 type Store struct {
@@ -41,7 +45,9 @@ type Store struct {
 
 	mountMu sync.RWMutex
 	mount   mountState
-	box     *box
+	// box and indexKey never change once the mount is open.
+	box      *box
+	indexKey []byte
 
 	keys  *cache[string, *keyring.Key]
 	names *cache[string, string]
@@ -59,6 +65,9 @@ type Store struct {
 	nameLocks   []*locksutil.LockEntry
 	digestLocks []*locksutil.LockEntry
 	roleLocks   []*locksutil.LockEntry
+	// pointerLocks keep the removal of an index entry from removing what a
+	// new key has just put there. No other lock is taken under them.
+	pointerLocks []*locksutil.LockEntry
 }
 
 // Open reads what a mount needs before its first request: the mount's own
@@ -72,6 +81,8 @@ func Open(ctx context.Context, storage logical.Storage, c clock.Clock, rand io.R
 		nameLocks:   locksutil.CreateLocks(),
 		digestLocks: locksutil.CreateLocks(),
 		roleLocks:   locksutil.CreateLocks(),
+
+		pointerLocks: locksutil.CreateLocks(),
 	}
 	s.keys = newCache[string, *keyring.Key](keyCacheSize)
 	s.names = newCache[string, string](nameCacheSize)
@@ -81,7 +92,7 @@ func Open(ctx context.Context, storage logical.Storage, c clock.Clock, rand io.R
 		return nil, err
 	}
 	s.due = newDueIndex(storage)
-	if err := s.due.open(ctx, c.Now()); err != nil {
+	if err := s.due.open(ctx); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -158,7 +169,7 @@ func (s *Store) get(ctx context.Context, path string, v any) (bool, error) {
 		return false, nil
 	}
 	if err := json.Unmarshal(entry.Value, v); err != nil {
-		return false, fmt.Errorf("decode %s: %w", kindOf(path), cleanDecodeError(err))
+		return false, fmt.Errorf("decode %s: %w: %w", kindOf(path), ErrDamaged, cleanDecodeError(err))
 	}
 	return true, nil
 }
@@ -191,7 +202,7 @@ func kindOf(path string) string {
 }
 
 // cleanDecodeError keeps stored bytes out of an error: syntax errors of the
-// JSON package quote a character, type errors a value.
+// JSON package quote a character, type errors and those of times a value.
 func cleanDecodeError(err error) error {
 	var syntax *json.SyntaxError
 	if errors.As(err, &syntax) {
@@ -200,6 +211,9 @@ func cleanDecodeError(err error) error {
 	var kind *json.UnmarshalTypeError
 	if errors.As(err, &kind) {
 		return fmt.Errorf("field %q has a wrong type", kind.Field)
+	}
+	if errors.As(err, new(*time.ParseError)) {
+		return errors.New("a time in it cannot be read")
 	}
 	return err
 }

@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: MPL-2.0
+
+// Package backend is the secrets engine: it gives out API keys, rotates them
+// with an overlap in which the old version is still accepted, and verifies
+// them.
+//
+// A file path_<resource>.go holds one route. A handler reads as four steps:
+// parse the request, load, ask the keyring for the transition, save and
+// answer. What the rules are stands in the internal packages: keyring (the
+// versions of one key), role, schedule, store, lifecycle and jobs.
+package backend
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jobs"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/version"
+)
+
+// operationPrefix begins the names of the engine's operations in OpenAPI.
+const operationPrefix = "api-keys"
+
+const backendHelp = `
+The API keys engine gives out API keys and rotates them without downtime.
+
+A role says what keys look like and how they rotate. Each client has a key
+with numbered versions: a rotation makes a new version while the old one stays
+accepted for an overlap. API servers check keys at "verify"; clients read
+their current key at "static-creds/<name>". "creds/<role>" gives out keys that
+live by a lease.
+`
+
+// Backend is the engine of one mount.
+type Backend struct {
+	*framework.Backend
+	clock clock.Clock
+	rand  io.Reader
+
+	mu     sync.Mutex
+	open   *engine
+	closed bool
+
+	misses *missLimiter
+}
+
+// engine is what a mount needs at work: it exists once storage was read.
+type engine struct {
+	store  *store.Store
+	keeper *lifecycle.Keeper
+	ticker *jobs.Ticker
+	bulk   *jobs.Bulk
+	// ticks, work and heal are nil on a node that may not write.
+	ticks *jobs.Worker
+	work  *jobs.Worker
+	heal  *jobs.Worker
+	// lost are ids of keys whose entry in the due index is gone.
+	lost chan string
+}
+
+// Factory makes the engine for one mount. It touches no storage.
+func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
+	return newBackend(ctx, conf, clock.System(), rand.Reader)
+}
+
+func newBackend(ctx context.Context, conf *logical.BackendConfig, c clock.Clock, random io.Reader) (*Backend, error) {
+	if conf == nil {
+		return nil, errors.New("the engine needs a configuration")
+	}
+	b := &Backend{clock: c, rand: random, misses: newMissLimiter(c)}
+	b.Backend = &framework.Backend{
+		Help:           strings.TrimSpace(backendHelp),
+		BackendType:    logical.TypeLogical,
+		RunningVersion: version.Version,
+		PathsSpecial:   &logical.Paths{SealWrapStorage: store.SealWrapped()},
+		Paths: slices.Concat(
+			b.pathConfig(), b.pathRoleRotate(), b.pathRoles(), b.pathKeys(), b.pathImport(),
+			b.pathStaticCreds(), b.pathCreds(), b.pathRotateLeased(),
+			b.pathRotate(), b.pathPromote(), b.pathRollback(), b.pathExtend(), b.pathRetire(), b.pathRevoke(),
+			b.pathHistory(), b.pathVerify(), b.pathSweep(), b.pathInfo(),
+		),
+		Secrets:        []*framework.Secret{b.leasedKey()},
+		InitializeFunc: b.initialize,
+		PeriodicFunc:   b.periodic,
+		Clean:          b.clean,
+		Invalidate:     b.invalidate,
+	}
+	if err := b.Setup(ctx, conf); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// lenientPaths ignore unknown fields with a warning, so that a server can be
+// upgraded after its clients; all others refuse them.
+var lenientPaths = map[string]bool{verifyPattern: true}
+
+// HandleRequest checks the request's data before the SDK sees it, because the
+// SDK quotes values that it cannot decode; see decodeFields. It also keeps a
+// panic from ending the process, in which other mounts live.
+func (b *Backend) HandleRequest(ctx context.Context, req *logical.Request) (resp *logical.Response, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			// The value may hold a secret; its type and place do not.
+			b.Logger().Error("panic in a request", "operation", req.Operation, "type", fmt.Sprintf("%T", r), "stack", string(debug.Stack()))
+			resp, err = nil, errors.New("internal error")
+		}
+	}()
+	switch req.Operation {
+	case logical.CreateOperation, logical.UpdateOperation, logical.PatchOperation,
+		logical.ReadOperation, logical.ListOperation, logical.DeleteOperation:
+	default:
+		return b.Backend.HandleRequest(ctx, req)
+	}
+	path := b.Route(req.Path)
+	if path == nil {
+		return nil, logical.ErrUnsupportedPath
+	}
+	lenient := lenientPaths[strings.Trim(path.Pattern, "^$")]
+	in, err := b.decodeRequest(path, req, lenient)
+	if err != nil {
+		return respond(err)
+	}
+	checked := *req
+	checked.Data = in.values
+	resp, err = b.Backend.HandleRequest(context.WithValue(ctx, nullsKey{}, in.nulls), &checked)
+	if resp != nil && len(in.ignored) > 0 && !resp.IsError() {
+		resp.AddWarning(fmt.Sprintf("ignored fields that this path does not have: %s", strings.Join(in.ignored, ", ")))
+	}
+	return resp, err
+}
+
+func (b *Backend) decodeRequest(path *framework.Path, req *logical.Request, lenient bool) (*input, error) {
+	captures := capturesOf(path, req.Path)
+	raw := req.Data
+	for name, inURL := range captures {
+		if err := checkCapture(name, inURL); err != nil {
+			return nil, err
+		}
+		inBody, both := raw[name]
+		if !both {
+			continue
+		}
+		if inBody != inURL {
+			return nil, badInput("%s in the body differs from the one in the path: leave it out", name)
+		}
+		raw = maps.Clone(raw)
+		delete(raw, name)
+	}
+	if _, asked := raw["list"]; asked && req.Operation == logical.ListOperation {
+		// `vault read path list=true` may leave the parameter in.
+		raw = maps.Clone(raw)
+		delete(raw, "list")
+	}
+	return decodeFields(path.Fields, raw, lenient)
+}
+
+// HandleExistenceCheck looks at the path alone. The data are checked later,
+// by HandleRequest: what an existence check cannot decode would be logged.
+func (b *Backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (checkFound, exists bool, err error) {
+	bare := *req
+	bare.Data = nil
+	if path := b.Route(req.Path); path != nil {
+		for name, value := range capturesOf(path, req.Path) {
+			if checkCapture(name, value) != nil {
+				return true, false, nil
+			}
+		}
+	}
+	return b.Backend.HandleExistenceCheck(ctx, &bare)
+}
+
+func (b *Backend) initialize(ctx context.Context, req *logical.InitializationRequest) error {
+	_, err := b.engine(ctx, req.Storage)
+	if errors.Is(err, store.ErrReadOnly) {
+		return nil // a standby of a mount that has not been used: the active node sets it up
+	}
+	return err
+}
+
+// engine returns the mount's engine, opening it where that has not been done
+// or has failed before.
+func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.open != nil {
+		return b.open, nil
+	}
+	if b.closed {
+		return nil, errors.New("the engine is shutting down")
+	}
+	writable := b.WriteSafeReplicationState()
+	s, err := store.Open(ctx, storage, b.clock, b.rand, writable)
+	if err != nil {
+		return nil, err
+	}
+	e := &engine{store: s, lost: make(chan string, 1024)}
+	e.keeper = &lifecycle.Keeper{Store: s, Clock: b.clock, Rand: b.rand, Usage: usage.New(b.clock.Now()), Logger: b.Logger()}
+	e.ticker = jobs.NewTicker(e.keeper, b.Logger())
+	e.bulk = jobs.NewBulk(e.keeper, b.Logger())
+	if writable {
+		if err := e.bulk.Open(ctx); err != nil {
+			return nil, err
+		}
+		b.startWorkers(e)
+	}
+	b.open = e
+	return e, nil
+}
+
+// startWorkers begins what runs by itself, and does at once what a start may
+// have found overdue.
+func (b *Backend) startWorkers(e *engine) {
+	e.ticks = jobs.StartWorker("tick", b.Logger(), func(ctx context.Context) error {
+		_, err := e.ticker.Tick(ctx)
+		if errors.Is(err, jobs.ErrClockLeapt) {
+			return nil // logged once, when it leapt
+		}
+		return err
+	})
+	e.work = jobs.StartWorker("jobs", b.Logger(), e.bulk.Run)
+	e.heal = jobs.StartWorker("refile", b.Logger(), e.refileLost)
+}
+
+// refileLost files again the keys that requests came across.
+func (e *engine) refileLost(ctx context.Context) error {
+	for {
+		select {
+		case id := <-e.lost:
+			if err := e.keeper.Refile(ctx, id); err != nil {
+				return err
+			}
+		default:
+			return nil
+		}
+	}
+}
+
+// periodic is called by Vault once a minute, under a lock that delays every
+// request of the mount: it only wakes the workers.
+func (b *Backend) periodic(ctx context.Context, req *logical.Request) error {
+	if !b.WriteSafeReplicationState() {
+		return nil
+	}
+	b.mu.Lock()
+	if b.open != nil && b.open.ticks == nil {
+		b.open = nil // a standby that became active knows nothing that still holds
+	}
+	b.mu.Unlock()
+	e, err := b.engine(ctx, req.Storage)
+	if err != nil {
+		return err
+	}
+	if e.ticks != nil {
+		e.ticks.Wake()
+		e.work.Wake()
+	}
+	return nil
+}
+
+// clean stops the workers. It returns within a second or so, because Vault
+// holds a lock that all mounts share.
+func (b *Backend) clean(context.Context) {
+	b.mu.Lock()
+	e := b.open
+	b.closed = true
+	b.mu.Unlock()
+	if e == nil || e.ticks == nil {
+		return
+	}
+	var both sync.WaitGroup
+	for _, w := range []*jobs.Worker{e.ticks, e.work, e.heal} {
+		both.Go(func() { w.Stop(clock.System().After) })
+	}
+	both.Wait()
+}
+
+func (b *Backend) invalidate(_ context.Context, key string) {
+	b.mu.Lock()
+	e := b.open
+	b.mu.Unlock()
+	if e != nil {
+		e.store.Invalidate(key)
+	}
+}
+
+// refile files a key again whose entry in the due index is lost, in the
+// background: the request that came across it does not wait.
+func (e *engine) refile(id string) {
+	if e.heal == nil {
+		return
+	}
+	select {
+	case e.lost <- id:
+		e.heal.Wake()
+	default: // the next load finds it again
+	}
+}

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"net/http"
+	"regexp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
+)
+
+// call is one request at work.
+type call struct {
+	*engine
+	req   *logical.Request
+	in    *framework.FieldData
+	nulls []string
+	// warnings are added to the answer, if there is one.
+	warnings []string
+}
+
+type nullsKey struct{}
+
+// handlerFunc does one operation. Its errors are for respond.
+type handlerFunc func(ctx context.Context, c *call) (*logical.Response, error)
+
+// handle makes a handler into what the SDK calls.
+func (b *Backend) handle(h handlerFunc) framework.OperationFunc {
+	return func(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+		e, err := b.engine(ctx, req.Storage)
+		if err != nil {
+			return nil, err
+		}
+		nulls, _ := ctx.Value(nullsKey{}).([]string)
+		c := &call{engine: e, req: req, in: data, nulls: nulls}
+		resp, err := h(ctx, c)
+		if err != nil {
+			return respond(err)
+		}
+		for _, w := range c.warnings {
+			if resp == nil {
+				resp = &logical.Response{}
+			}
+			resp.AddWarning(w)
+		}
+		return resp, nil
+	}
+}
+
+// cause says at whose wish this call changes something.
+func (c *call) cause() (keyring.Cause, error) {
+	reason := ""
+	if _, has := c.in.Schema["reason"]; has {
+		reason = c.text("reason")
+	}
+	if err := checkReason(reason); err != nil {
+		return keyring.Cause{}, err
+	}
+	actor := c.req.DisplayName
+	if actor == "" {
+		actor = "unknown"
+	}
+	return keyring.Cause{Actor: actor, Reason: reason}, nil
+}
+
+// caller names the entity, or else the token, that makes the request.
+func (c *call) caller() string {
+	switch {
+	case c.req.EntityID != "":
+		return "entity:" + c.req.EntityID
+	case c.req.ClientTokenAccessor != "":
+		return "token:" + c.req.ClientTokenAccessor
+	}
+	return "display:" + c.req.DisplayName
+}
+
+func (c *call) has(field string) bool {
+	_, ok := c.in.Raw[field]
+	return ok
+}
+
+// reset tells whether a PATCH set the field to null.
+func (c *call) reset(field string) bool { return slices.Contains(c.nulls, field) }
+
+func (c *call) text(field string) string { return c.in.Get(field).(string) }
+
+func (c *call) flag(field string) bool { return c.in.Get(field).(bool) }
+
+func (c *call) number(field string) int { return c.in.Get(field).(int) }
+
+func (c *call) list(field string) []string { return c.in.Get(field).([]string) }
+
+func (c *call) duration(field string) time.Duration {
+	return time.Duration(c.in.Get(field).(int)) * time.Second
+}
+
+// optionalDuration is nil where the field was not given.
+func (c *call) optionalDuration(field string) *time.Duration {
+	if !c.has(field) {
+		return nil
+	}
+	d := c.duration(field)
+	return &d
+}
+
+func (c *call) warn(text string) { c.warnings = append(c.warnings, text) }
+
+// key returns the key that the path names.
+func (c *call) key(ctx context.Context) (*keyring.Key, error) {
+	name := c.text(fieldName)
+	k, err := c.store.KeyByName(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if k == nil {
+		return nil, noKey(name)
+	}
+	return k, nil
+}
+
+// page cuts a sorted list to what after and limit ask for.
+func (c *call) page(names []string) ([]string, error) {
+	limit := c.number(fieldLimit)
+	if limit < 0 {
+		return nil, badInput("limit must be 0 (no limit) or a positive whole number")
+	}
+	if after := c.text(fieldAfter); after != "" {
+		i, found := slices.BinarySearch(names, after)
+		if found {
+			i++
+		}
+		names = names[i:]
+	}
+	if limit > 0 && len(names) > limit {
+		names = names[:limit]
+	}
+	return names, nil
+}
+
+// stamp is how times are shown: RFC 3339 in UTC.
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+// putTime adds a time that is set.
+func putTime(data map[string]any, field string, t time.Time) {
+	if !t.IsZero() {
+		data[field] = stamp(t)
+	}
+}
+
+func seconds(d time.Duration) int64 { return int64(d / time.Second) }
+
+// answers declares the answer of an operation.
+func answers(description string, fields map[string]*framework.FieldSchema) map[int][]framework.Response {
+	return map[int][]framework.Response{http.StatusOK: {{Description: description, Fields: fields}}}
+}
+
+// empty declares an operation that answers nothing.
+func empty(description string) map[int][]framework.Response {
+	return map[int][]framework.Response{http.StatusNoContent: {{Description: description}}}
+}
+
+// local makes an operation that any node may answer: plain reads of metadata.
+func (b *Backend) local(h handlerFunc, summary, verb string, responses map[int][]framework.Response) *framework.PathOperation {
+	return &framework.PathOperation{
+		Callback: b.handle(h), Summary: summary, Responses: responses,
+		DisplayAttrs: &framework.DisplayAttributes{OperationVerb: verb},
+	}
+}
+
+// forwarded makes an operation that only the active node of the primary
+// cluster answers: all that writes, and all that depends on what is only in
+// that node's memory.
+func (b *Backend) forwarded(h handlerFunc, summary, verb string, responses map[int][]framework.Response) *framework.PathOperation {
+	op := b.local(h, summary, verb, responses)
+	op.ForwardPerformanceStandby, op.ForwardPerformanceSecondary = true, true
+	return op
+}
+
+func display(suffix string) *framework.DisplayAttributes {
+	return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationSuffix: suffix}
+}
+
+var patterns sync.Map // pattern → *regexp.Regexp
+
+// capturesOf returns the parts of a path that its pattern names.
+func capturesOf(path *framework.Path, urlPath string) map[string]string {
+	cached, ok := patterns.Load(path.Pattern)
+	if !ok {
+		cached, _ = patterns.LoadOrStore(path.Pattern, regexp.MustCompile(path.Pattern))
+	}
+	re := cached.(*regexp.Regexp)
+	if re.NumSubexp() == 0 {
+		return nil
+	}
+	captures := map[string]string{}
+	match := re.FindStringSubmatch(urlPath)
+	for i, name := range re.SubexpNames() {
+		if name != "" && i < len(match) {
+			captures[name] = match[i]
+		}
+	}
+	return captures
+}
+
+// checkCapture checks a name or an id in the URL.
+func checkCapture(field, value string) error {
+	if field == fieldKeyID {
+		if !token.ValidID(value) {
+			return badInput("key_id must be %d letters and digits", token.IDLength)
+		}
+		return nil
+	}
+	return checkName(field, value)
+}
