@@ -218,6 +218,7 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 			return nil, err
 		}
 		b.startWorkers(e)
+		s.OnLost = e.refile
 	}
 	b.open = e
 	return e, nil
@@ -302,9 +303,6 @@ func (b *Backend) invalidate(_ context.Context, key string) {
 // refile files a key again whose entry in the due index is lost, in the
 // background: the request that came across it does not wait.
 func (e *engine) refile(id string) {
-	if e.heal == nil {
-		return
-	}
 	select {
 	case e.lost <- id:
 		e.heal.Wake()

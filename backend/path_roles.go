@@ -9,6 +9,8 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
@@ -296,7 +298,7 @@ func (b *Backend) deleteRole(ctx context.Context, c *call) (*logical.Response, e
 		return nil, err
 	}
 	if members > 0 {
-		return nil, badInput("role %q has %d keys and cannot be deleted: find them with LIST keys and role=%s (leased ones end with their leases, under creds/%s), delete them, or give them up with sys/leases/revoke-prefix", name, members, name, name)
+		return nil, badInput("role %q has %d keys and cannot be deleted: list the named ones with LIST keys and role=%s and delete them; end the leased ones with `vault lease revoke -prefix` on creds/%s", name, members, name, name)
 	}
 	if err := c.bulk.Drop(ctx, name); err != nil {
 		return nil, err
@@ -304,8 +306,8 @@ func (b *Backend) deleteRole(ctx context.Context, c *call) (*logical.Response, e
 	return nil, c.store.DeleteRole(ctx, name)
 }
 
-// countMembers counts the keys of a role, and removes entries on the way that
-// a crash left without a key.
+// countMembers counts the keys of a role. On the way it removes leased keys
+// that have ended, and entries that a crash left without a key.
 func (b *Backend) countMembers(ctx context.Context, c *call, name string) (int, error) {
 	count := 0
 	err := eachMember(ctx, c.store, name, func(id string) error {
@@ -315,6 +317,10 @@ func (b *Backend) countMembers(ctx context.Context, c *call, name string) (int, 
 		}
 		if k == nil || !k.Deleted.IsZero() {
 			return c.store.DropMember(ctx, name, id)
+		}
+		if ended, _ := k.EndedAll(c.store.Now()); ended && k.Leased() {
+			// Kept for a day to be read, but not a reason to keep the role.
+			return c.keeper.Delete(ctx, id, keyring.Cause{Actor: lifecycle.ActorLease})
 		}
 		count++
 		return nil

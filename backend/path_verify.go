@@ -212,14 +212,7 @@ func (b *Backend) byID(ctx context.Context, c *call, id string, ask func() error
 	}
 	// The id is part of the presented token: a copy keeps the rest of the
 	// token out of the cache.
-	k, err := c.store.Key(ctx, strings.Clone(id))
-	if err != nil || k == nil {
-		return nil, err
-	}
-	if c.store.LostFiling(k.NextTick) {
-		c.refile(k.ID)
-	}
-	return k, nil
+	return c.store.Key(ctx, strings.Clone(id))
 }
 
 func hasDigest(k *keyring.Key, d token.Digest) bool {

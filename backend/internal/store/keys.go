@@ -33,6 +33,9 @@ func (s *Store) Key(ctx context.Context, id string) (*keyring.Key, error) {
 		return nil, nil
 	}
 	fill(k)
+	if s.OnLost != nil && s.LostFiling(k.NextTick) {
+		s.OnLost(id)
+	}
 	return k, nil
 }
 

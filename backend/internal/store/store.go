@@ -60,6 +60,9 @@ type Store struct {
 	config   *Config
 
 	due *dueIndex
+	// OnLost, where set before first use, is told of keys that were loaded and
+	// whose entry in the due index is gone. It must not block or lock a key.
+	OnLost func(id string)
 
 	keyLocks    []*locksutil.LockEntry
 	nameLocks   []*locksutil.LockEntry
