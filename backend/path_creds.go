@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	credsPattern = "creds/(?P<role>.+)"
+	credsPattern = "creds/(?P<role>.+)" //nolint:gosec // a route, not a credential
 
 	// leasedKeyType names leases of this engine. It never changes: leases
 	// outlive the plugin that made them.

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	staticCredsPattern = "static-creds/(?P<name>.+)"
+	staticCredsPattern = "static-creds/(?P<name>.+)" //nolint:gosec // a route, not a credential
 
 	// overdueTTL is how soon a client looks again while a change is overdue.
 	overdueTTL = 10 * time.Second

@@ -23,7 +23,7 @@ var errPanic = errors.New("panic")
 // recoverTo turns a panic into an error. It keeps the place of the panic but
 // not its value, which could be a secret.
 func recoverTo(err *error) {
-	if r := recover(); r != nil {
+	if r := recover(); r != nil { //nolint:revive // recoverTo is itself what is deferred
 		*err = fmt.Errorf("%w (value of type %T withheld) at:\n%s", errPanic, r, debug.Stack())
 	}
 }
@@ -43,7 +43,7 @@ type Worker struct {
 
 // StartWorker starts a worker. Its task gets a context that ends with Stop.
 func StartWorker(name string, logger hclog.Logger, task func(context.Context) error) *Worker {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.Background()) //nolint:gosec // Stop calls cancel
 	w := &Worker{name: name, logger: logger, task: task, wake: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{})}
 	go w.loop(ctx)
 	return w

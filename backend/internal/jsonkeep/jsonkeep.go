@@ -79,7 +79,9 @@ var nameCache sync.Map // reflect.Type -> map[string]bool
 // those of embedded structs included.
 func fieldNames(t reflect.Type) map[string]bool {
 	if cached, ok := nameCache.Load(t); ok {
-		return cached.(map[string]bool)
+		if names, ok := cached.(map[string]bool); ok {
+			return names
+		}
 	}
 	names := map[string]bool{}
 	for _, f := range reflect.VisibleFields(t) {

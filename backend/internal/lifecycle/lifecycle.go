@@ -97,10 +97,7 @@ func (kp *Keeper) Create(ctx context.Context, spec Spec, cause keyring.Cause) (*
 			return nil, fmt.Errorf("make a key id: %w", err)
 		}
 	}
-	imported, err := kp.checkImport(ctx, spec)
-	if err != nil {
-		return nil, err
-	}
+	imported := spec.importDigest()
 	if imported != nil {
 		defer kp.Store.LockDigest(*imported)()
 		if err := kp.checkUnused(ctx, *imported, spec.ImportToken); err != nil {
@@ -126,12 +123,13 @@ func (kp *Keeper) Create(ctx context.Context, spec Spec, cause keyring.Cause) (*
 	return &Made{Key: k, Role: r, Token: made, Version: 1}, nil
 }
 
-func (kp *Keeper) checkImport(_ context.Context, spec Spec) (*token.Digest, error) {
+// importDigest is the digest of the token that is to be imported, or nil.
+func (spec *Spec) importDigest() *token.Digest {
 	if spec.ImportToken != "" {
 		d := token.Sum(spec.ImportToken)
-		return &d, nil
+		return &d
 	}
-	return spec.ImportDigest, nil
+	return spec.ImportDigest
 }
 
 // checkUnused refuses a token that some key of the mount has, or had and was
@@ -224,6 +222,10 @@ func (kp *Keeper) Update(ctx context.Context, id string, change Change) (before,
 	}
 	if after == before {
 		return before, before, r, nil
+	}
+	if after.Blocked != "" && after.RotateAt.Equal(before.RotateAt) {
+		// What somebody did may have made room for the rotation that waits.
+		after.RotateAt = now
 	}
 	if err := kp.commit(ctx, before, after, r, now); err != nil {
 		return before, nil, r, err
