@@ -3,40 +3,73 @@
 // Package usage counts, in memory, which versions of a key are in use and
 // from where, and judges whether a version has drained.
 //
-// What it does not know it does not guess: after a start, and after an
-// entry had to make room for others, quiet time counts from that moment, so
-// a loss of memory can only delay a judgement of drained, never hasten it.
+// What it does not know it does not guess: after a start, and after a record
+// had to make room for others, quiet time counts from that moment, so a loss
+// of memory can only delay a judgement of drained, never hasten it.
 package usage
 
 import (
-	"fmt"
-	"slices"
-	"strings"
+	"hash/maphash"
 	"sync"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
-
-	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
 const (
-	// maxKeys bounds the keys that are remembered; each takes a few hundred
-	// bytes and a hundred more for each version and source.
-	maxKeys = 100_000
-	// maxSources bounds the sources of one version; the rest share Other.
-	maxSources = 32
+	// shardCount is how many verifications can be counted at once.
+	shardCount = 32
+	// maxKeys bounds the keys that are remembered, and maxWeight what is
+	// remembered of them: a weight of one is a key, a version, a source, or
+	// overflowPerWeight sources beyond maxSources, about 200 bytes each. A full
+	// Tracker takes about 100 MB.
+	maxKeys   = 100_000
+	maxWeight = 500_000
+	// maxVersions bounds the versions of one key; a role keeps at most 100.
+	maxVersions = 128
+	// maxSources bounds the sources of one version that are counted apart; the
+	// rest share Other, and only their hashes are told apart, up to maxOverflow.
+	maxSources        = 32
+	maxOverflow       = 1024
+	overflowPerWeight = 8
 	// Other stands for all sources beyond the first ones.
 	Other = "other"
 )
 
 // Tracker counts verifications. It is safe for concurrent use.
 type Tracker struct {
+	seed   maphash.Seed
+	shards [shardCount]shard
+}
+
+// shard holds the keys whose ids hash to it.
+type shard struct {
 	mu   sync.Mutex
-	keys *lru.Cache[string, map[int]*Version]
+	keys *simplelru.LRU[string, *record]
+	// weight is the sum of those of keys.
+	weight int
 	// since is the time from which a key that is not in keys is known not to
 	// have been used.
 	since time.Time
+}
+
+// record is the use of one key.
+type record struct {
+	// since is the time from which the record is complete.
+	since    time.Time
+	versions map[int]*version
+	weight   int
+}
+
+type version struct {
+	count    uint64
+	refused  uint64
+	lastUsed time.Time
+	sources  map[string]*Source
+	// overflow has the hashes of the accepted sources that share Other, and
+	// overflown tells that there were more.
+	overflow  map[uint64]struct{}
+	overflown bool
 }
 
 // Version is the use of one version.
@@ -44,7 +77,8 @@ type Version struct {
 	Count    uint64
 	Refused  uint64
 	LastUsed time.Time
-	Sources  map[string]Source
+	// Sources has at most 32 of them, and Other.
+	Sources map[string]Source
 }
 
 // Source is the use of one version from one source.
@@ -56,138 +90,192 @@ type Source struct {
 
 // New returns a Tracker that knows nothing before now.
 func New(now time.Time) *Tracker {
-	t := &Tracker{since: now}
-	cache, err := lru.NewWithEvict(maxKeys, func(_ string, versions map[int]*Version) {
-		for _, v := range versions {
-			if v.LastUsed.After(t.since) {
-				t.since = v.LastUsed
-			}
+	t := &Tracker{seed: maphash.MakeSeed()}
+	for i := range t.shards {
+		keys, err := simplelru.NewLRU[string, *record](maxKeys/shardCount+1, nil)
+		if err != nil {
+			panic(err) // the library refuses only a size below one
 		}
-	})
-	if err != nil {
-		panic(err) // the library refuses only a size below one
+		t.shards[i].keys, t.shards[i].since = keys, now
 	}
-	t.keys = cache
 	return t
 }
 
+func (t *Tracker) hash(s string) uint64 { return maphash.String(t.seed, s) }
+
+func (t *Tracker) shard(keyID string) *shard { return &t.shards[t.hash(keyID)%shardCount] }
+
 // Record counts one verification of a version from a source.
-func (t *Tracker) Record(now time.Time, keyID string, version int, source string, accepted bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	versions, ok := t.keys.Get(keyID)
+func (t *Tracker) Record(now time.Time, keyID string, number int, source string, accepted bool) {
+	s := t.shard(keyID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok := s.keys.Get(keyID)
 	if !ok {
-		versions = map[int]*Version{}
-		t.keys.Add(keyID, versions)
+		r = s.add(keyID)
 	}
-	v := versions[version]
+	before := r.weight
+	v := r.versions[number]
 	if v == nil {
-		v = &Version{Sources: map[string]Source{}}
-		versions[version] = v
+		v = r.add(number)
 	}
-	s, known := v.Sources[source]
-	if !known && len(v.Sources) >= maxSources {
-		source = Other
-		s = v.Sources[source]
+	src := v.sources[source]
+	if src == nil {
+		src = t.newSource(r, v, source, accepted)
 	}
 	if accepted {
-		v.Count++
-		s.Count++
+		v.count++
+		src.Count++
 	} else {
-		v.Refused++
-		s.Refused++
+		v.refused++
+		src.Refused++
 	}
-	if now.After(v.LastUsed) {
-		v.LastUsed = now
+	if now.After(v.lastUsed) {
+		v.lastUsed = now
 	}
-	if now.After(s.LastUsed) {
-		s.LastUsed = now
+	if now.After(src.LastUsed) {
+		src.LastUsed = now
 	}
-	v.Sources[source] = s
+	if r.weight != before {
+		s.weight += r.weight - before
+		s.shed()
+	}
 }
 
-// Version returns what is known of the use of one version.
-func (t *Tracker) Version(keyID string, version int) Version {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	versions, _ := t.keys.Peek(keyID)
-	if v := versions[version]; v != nil {
-		c := *v
-		c.Sources = nil
-		return c
+// add makes the record of a key. It is complete from the moment from which
+// the shard knows that the key was not used.
+func (s *shard) add(keyID string) *record {
+	if s.keys.Len() == maxKeys/shardCount+1 {
+		s.evict()
+	}
+	r := &record{since: s.since, versions: map[int]*version{}, weight: 1}
+	s.keys.Add(keyID, r)
+	s.weight++
+	return r
+}
+
+// shed forgets the keys that were used longest ago until the rest is within
+// the shard's weight. The one just used stays.
+func (s *shard) shed() {
+	for s.weight > maxWeight/shardCount && s.keys.Len() > 1 {
+		s.evict()
+	}
+}
+
+// evict forgets the key that was used longest ago, and remembers when that was.
+func (s *shard) evict() {
+	_, r, ok := s.keys.RemoveOldest()
+	if !ok {
+		return
+	}
+	s.weight -= r.weight
+	for _, v := range r.versions {
+		s.since = later(s.since, v.lastUsed)
+	}
+	// The record itself may not have been complete from s.since on.
+	s.since = later(s.since, r.since)
+}
+
+// add makes the record of a version; the lowest one makes room for it.
+func (r *record) add(number int) *version {
+	if len(r.versions) >= maxVersions {
+		lowest := number
+		for n := range r.versions {
+			lowest = min(lowest, n)
+		}
+		if v := r.versions[lowest]; v != nil {
+			r.since = later(r.since, v.lastUsed)
+			r.weight -= v.weight()
+			delete(r.versions, lowest)
+		}
+	}
+	v := &version{sources: map[string]*Source{}}
+	r.versions[number] = v
+	r.weight += v.weight()
+	return v
+}
+
+func (v *version) weight() int {
+	return 1 + len(v.sources) + (len(v.overflow)+overflowPerWeight-1)/overflowPerWeight
+}
+
+// newSource returns where a source that has no entry of its own is counted,
+// and gives it one while there is room.
+func (t *Tracker) newSource(r *record, v *version, name string, accepted bool) *Source {
+	before := v.weight()
+	defer func() { r.weight += v.weight() - before }()
+	if len(v.sources) >= maxSources {
+		if accepted {
+			v.overflowFrom(t.hash(name))
+		}
+		name = Other
+	}
+	src := v.sources[name]
+	if src == nil {
+		src = &Source{}
+		v.sources[name] = src
+	}
+	return src
+}
+
+func (v *version) overflowFrom(hash uint64) {
+	if _, known := v.overflow[hash]; known {
+		return
+	}
+	if len(v.overflow) >= maxOverflow {
+		v.overflown = true
+		return
+	}
+	if v.overflow == nil {
+		v.overflow = map[uint64]struct{}{}
+	}
+	v.overflow[hash] = struct{}{}
+}
+
+// Version returns what is known of the use of one version, without its
+// sources.
+func (t *Tracker) Version(keyID string, number int) Version {
+	s := t.shard(keyID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r, ok := s.keys.Peek(keyID); ok {
+		if v := r.versions[number]; v != nil {
+			return Version{Count: v.count, Refused: v.refused, LastUsed: v.lastUsed}
+		}
 	}
 	return Version{}
 }
 
+// Sources returns what is known of the use of one version by source.
+func (t *Tracker) Sources(keyID string, number int) map[string]Source {
+	s := t.shard(keyID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sources := map[string]Source{}
+	if r, ok := s.keys.Peek(keyID); ok {
+		if v := r.versions[number]; v != nil {
+			for name, src := range v.sources {
+				sources[name] = *src
+			}
+		}
+	}
+	return sources
+}
+
 // Forget drops what is known of a deleted key.
 func (t *Tracker) Forget(keyID string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.keys.Remove(keyID)
-}
-
-// Drained returns the check for one key: a version is drained when it was not
-// used for the quiet period, as far as this process can know, and when each
-// source that used it has been seen on a version that came after it.
-func (t *Tracker) Drained(k *keyring.Key, quiet time.Duration, now time.Time) keyring.DrainCheck {
-	return func(number int) keyring.DrainVerdict {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		versions, tracked := t.keys.Peek(k.ID)
-		quietSince := t.since
-		if v := versions[number]; tracked && v != nil && v.LastUsed.After(quietSince) {
-			quietSince = v.LastUsed
-		}
-		if next := quietSince.Add(quiet); next.After(now) {
-			return keyring.DrainVerdict{Next: next, Why: fmt.Sprintf("known to be unused only since %s, and drain_quiet_period is %s",
-				quietSince.UTC().Format(time.RFC3339), quiet)}
-		}
-		if left := leftBehind(versions, number, successors(k, number)); len(left) > 0 {
-			return keyring.DrainVerdict{Why: "not seen on a newer version yet: " + strings.Join(left, ", ")}
-		}
-		return keyring.DrainVerdict{Drained: true, Why: fmt.Sprintf("unused since %s, no source left on it", quietSince.UTC().Format(time.RFC3339))}
+	s := t.shard(keyID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r, ok := s.keys.Peek(keyID); ok {
+		s.weight -= r.weight
+		s.keys.Remove(keyID)
 	}
 }
 
-// successors are the versions that stand in for number: the active one and
-// what superseded number on the way.
-func successors(k *keyring.Key, number int) []int {
-	var next []int
-	for _, v := range k.Versions {
-		if v.Number != number && !v.State.Ended() && (v.Number > number || v.State == keyring.StateActive) {
-			next = append(next, v.Number)
-		}
+func later(t, o time.Time) time.Time {
+	if o.After(t) {
+		return o
 	}
-	return next
+	return t
 }
-
-func leftBehind(versions map[int]*Version, number int, successors []int) []string {
-	old := versions[number]
-	if old == nil {
-		return nil
-	}
-	var left []string
-	for name, s := range old.Sources {
-		moved := slices.ContainsFunc(successors, func(n int) bool {
-			v := versions[n]
-			return v != nil && v.Sources[name].Count > 0
-		})
-		if s.Count > 0 && !moved {
-			left = append(left, printable(name))
-		}
-	}
-	slices.Sort(left)
-	return left
-}
-
-// printable is the part of a source's name that the caller chose.
-func printable(name string) string {
-	if _, label, ok := strings.Cut(name, "|"); ok && label != "" {
-		return label
-	}
-	return "a caller without a source"
-}
-
-// SourceName names a source under the entity, or token, of its caller, so
-// that one caller cannot speak for another.
-func SourceName(caller, label string) string { return caller + "|" + label }

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package usage
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+)
+
+// leastQuiet is the least quiet time for a version whose past use is not known
+// back to when it was superseded: some time must pass in which its users can
+// show up again, even where the role asks for none.
+const leastQuiet = 5 * time.Minute
+
+// Drained returns the check for one key: a version is drained when it was not
+// used for the quiet period, as far as this process can know, and when each
+// source that used it has been seen on a version that came after it.
+func (t *Tracker) Drained(k *keyring.Key, quiet time.Duration, now time.Time) keyring.DrainCheck {
+	return func(number int) keyring.DrainVerdict {
+		s := t.shard(k.ID)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		quietSince := s.since
+		var versions map[int]*version
+		if r, tracked := s.keys.Peek(k.ID); tracked {
+			quietSince, versions = r.since, r.versions
+		}
+		needed := quiet
+		if v, ok := k.Version(number); ok && quietSince.After(v.SupersededTime) {
+			needed = max(quiet, leastQuiet)
+		}
+		if v := versions[number]; v != nil {
+			quietSince = later(quietSince, v.lastUsed)
+		}
+		if next := quietSince.Add(needed); next.After(now) {
+			return keyring.DrainVerdict{Next: next, Why: fmt.Sprintf("known to be unused only since %s, and it must be for %s (drain_quiet_period, and at least %s after a start)",
+				quietSince.UTC().Format(time.RFC3339), needed, leastQuiet)}
+		}
+		if left := t.leftBehind(versions, number, successors(k, number)); len(left) > 0 {
+			return keyring.DrainVerdict{Why: "not seen on a newer version yet: " + strings.Join(left, ", ")}
+		}
+		return keyring.DrainVerdict{Drained: true, Why: fmt.Sprintf("unused since %s, no source left on it", quietSince.UTC().Format(time.RFC3339))}
+	}
+}
+
+// successors are the versions that stand in for number: the active one and
+// what superseded number on the way.
+func successors(k *keyring.Key, number int) []int {
+	var next []int
+	for _, v := range k.Versions {
+		if v.Number != number && !v.State.Ended() && (v.Number > number || v.State == keyring.StateActive) {
+			next = append(next, v.Number)
+		}
+	}
+	return next
+}
+
+// leftBehind names the sources of a version that were not accepted with any
+// of its successors.
+func (t *Tracker) leftBehind(versions map[int]*version, number int, successors []int) []string {
+	old := versions[number]
+	if old == nil {
+		return nil
+	}
+	moved := map[uint64]bool{}
+	for _, n := range successors {
+		if v := versions[n]; v != nil {
+			for name, s := range v.sources {
+				if name != Other && s.Count > 0 {
+					moved[t.hash(name)] = true
+				}
+			}
+			for hash := range v.overflow {
+				moved[hash] = true
+			}
+		}
+	}
+	var left []string
+	for name, s := range old.sources {
+		if name != Other && s.Count > 0 && !moved[t.hash(name)] {
+			left = append(left, printable(name))
+		}
+	}
+	slices.Sort(left)
+	unnamed := 0
+	for hash := range old.overflow {
+		if !moved[hash] {
+			unnamed++
+		}
+	}
+	switch {
+	case old.overflown:
+		left = append(left, fmt.Sprintf("an unknown number of the sources beyond %d", maxSources+maxOverflow))
+	case unnamed > 0:
+		left = append(left, fmt.Sprintf("%d of the sources beyond the first %d", unnamed, maxSources))
+	}
+	return left
+}
+
+// printable is the part of a source's name that the caller chose.
+func printable(name string) string {
+	if _, label, ok := strings.Cut(name, "|"); ok && label != "" {
+		return label
+	}
+	return "a caller without a source"
+}
+
+// SourceName names a source under the entity, or token, of its caller, so
+// that one caller cannot speak for another.
+func SourceName(caller, label string) string { return caller + "|" + label }
