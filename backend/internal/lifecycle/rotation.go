@@ -207,20 +207,29 @@ const (
 // tells that the minute is still open (sweep): the key then keeps its entry
 // where nothing is due yet. It reports whether the key changed.
 //
-// An entry that the key does not name is removed. A key that is damaged is
-// filed again an hour later, and the error returned.
+// An entry of a key that is due only later is removed. One of a key that was
+// due before was made by Postpone, and the key is dealt with now. After an
+// error the key is still filed; a caller that finds it damaged postpones it.
 func (kp *Keeper) Apply(ctx context.Context, id string, minute int64, early bool) (changed bool, err error) {
 	defer kp.Store.LockKey(id)()
 	k, err := kp.Store.Key(ctx, id)
 	if err != nil {
 		return false, err
 	}
-	if k == nil || k.NextTick != minute {
-		if early {
-			return false, nil
-		}
+	switch {
+	case early && (k == nil || k.NextTick != minute):
+		return false, nil
+	case k == nil || k.NextTick == 0 || k.NextTick > minute:
 		return false, kp.Store.DropDue(ctx, minute, id)
 	}
+	changed, err = kp.apply(ctx, k, early)
+	if err == nil && k.NextTick != minute {
+		err = kp.Store.DropDue(ctx, minute, id)
+	}
+	return changed, err
+}
+
+func (kp *Keeper) apply(ctx context.Context, k *keyring.Key, early bool) (changed bool, err error) {
 	if !k.Deleted.IsZero() {
 		return true, kp.Store.FinishDelete(ctx, k)
 	}
@@ -254,17 +263,9 @@ func (kp *Keeper) advance(k *keyring.Key, r *role.Role, now time.Time) (*keyring
 			return nil, nil
 		}
 	}
-	next, err := kp.rotateIfDue(k, r, cause)
-	if err != nil {
-		return nil, err
-	}
-	advanced := next.Advance(cause, r.Policy(), kp.Drained(next, r, now))
-	if advanced == next || next != k {
-		return advanced, nil
-	}
-	// A promotion or a retirement may have made room for a rotation that was
-	// waiting for it.
-	return kp.rotateIfDue(advanced, r, cause)
+	// First the promotions and retirements: they may make room for a rotation,
+	// or leave the key in need of one.
+	return kp.rotateIfDue(k.Advance(cause, r.Policy(), kp.Drained(k, r, now)), r, cause)
 }
 
 // tickGrace is how late a tick may come without a rotation counting as having
@@ -275,9 +276,8 @@ func (kp *Keeper) rotateIfDue(k *keyring.Key, r *role.Role, cause keyring.Cause)
 	if !rotatesItself(k, r) {
 		return k, nil
 	}
-	at := cause.Now
+	at, spec := cause.Now, r.Schedule()
 	if k.RotateAt.IsZero() {
-		spec := r.Schedule()
 		planned := spec.Next(k.LastRotation, k.ID)
 		if planned.After(cause.Now) {
 			return k, nil
@@ -298,6 +298,14 @@ func (kp *Keeper) rotateIfDue(k *keyring.Key, r *role.Role, cause keyring.Cause)
 		}
 	} else if k.RotateAt.After(cause.Now) && k.Blocked == "" {
 		return k, nil
+	} else if _, ok := k.Active(); ok && spec.Window > 0 {
+		// What was put off, by an outage or for want of room, still keeps to
+		// the window. A key that has lost its active version does not wait.
+		if due, _ := spec.Due(k.LastRotation, at, k.ID); !due {
+			next := k.Clone()
+			next.RotateAt = time.Time{}
+			return next, nil
+		}
 	}
 	next, _, err := kp.rotate(k, r, RotateWish{}.options(r), cause)
 	var refusal *keyring.Refusal
@@ -334,14 +342,19 @@ func (kp *Keeper) endLeased(ctx context.Context, k *keyring.Key, now time.Time) 
 // Refile files a key again whose entry in the due index is lost.
 func (kp *Keeper) Refile(ctx context.Context, id string) error {
 	defer kp.Store.LockKey(id)()
-	k, r, err := kp.load(ctx, id)
-	if errors.Is(err, ErrNoKey) {
-		return nil
-	}
-	if err != nil || !kp.Store.LostFiling(k.NextTick) {
+	k, err := kp.Store.Key(ctx, id)
+	if err != nil || k == nil || !kp.Store.LostFiling(k.NextTick) {
 		return err
 	}
-	return kp.Store.CommitKey(ctx, k, k.Clone(), kp.due(k, r, kp.Store.Now()))
+	due := kp.Store.Now()
+	if k.Deleted.IsZero() {
+		r, err := kp.RoleOf(ctx, k)
+		if err != nil {
+			return err
+		}
+		due = kp.due(k, r, due)
+	}
+	return kp.Store.CommitKey(ctx, k, k.Clone(), due)
 }
 
 // Reschedule files a key again where its role's schedule moved its due time.
