@@ -90,16 +90,29 @@ func (c *call) has(field string) bool {
 // reset tells whether a PATCH set the field to null.
 func (c *call) reset(field string) bool { return slices.Contains(c.nulls, field) }
 
-func (c *call) text(field string) string { return c.in.Get(field).(string) }
+// valueOf returns a field, or its default, or the zero value. decodeFields has
+// given every field the one Go type of its kind.
+func valueOf[T any](data *framework.FieldData, field string) T {
+	v, _ := data.Get(field).(T)
+	return v
+}
 
-func (c *call) flag(field string) bool { return c.in.Get(field).(bool) }
+func (c *call) text(field string) string { return valueOf[string](c.in, field) }
 
-func (c *call) number(field string) int { return c.in.Get(field).(int) }
+func (c *call) flag(field string) bool { return valueOf[bool](c.in, field) }
 
-func (c *call) list(field string) []string { return c.in.Get(field).([]string) }
+func (c *call) number(field string) int { return valueOf[int](c.in, field) }
+
+func (c *call) numbers(field string) []int { return valueOf[[]int](c.in, field) }
+
+func (c *call) list(field string) []string { return valueOf[[]string](c.in, field) }
+
+func (c *call) pairs(field string) map[string]string { return valueOf[map[string]string](c.in, field) }
+
+func (c *call) items(field string) []any { return valueOf[[]any](c.in, field) }
 
 func (c *call) duration(field string) time.Duration {
-	return time.Duration(c.in.Get(field).(int)) * time.Second
+	return time.Duration(c.number(field)) * time.Second
 }
 
 // optionalDuration is nil where the field was not given.

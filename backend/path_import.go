@@ -46,7 +46,7 @@ func (b *Backend) importKeys(ctx context.Context, c *call) (*logical.Response, e
 	}
 	results := []any{}
 	imported, failed := 0, 0
-	for i, item := range c.in.Get(fieldBatchInput).([]any) {
+	for i, item := range c.items(fieldBatchInput) {
 		result, err := b.importItem(ctx, c, i, item, cause)
 		if err != nil {
 			resp, err := respond(err)

@@ -98,7 +98,7 @@ func (b *Backend) keyExists(ctx context.Context, req *logical.Request, data *fra
 	if err != nil {
 		return false, err
 	}
-	k, err := e.store.KeyByName(ctx, data.Get(fieldName).(string))
+	k, err := e.store.KeyByName(ctx, valueOf[string](data, fieldName))
 	return k != nil, err
 }
 
@@ -166,7 +166,7 @@ func (b *Backend) createError(err error, roleName string) error {
 func (b *Backend) keySpec(ctx context.Context, c *call) (lifecycle.Spec, error) {
 	spec := lifecycle.Spec{
 		Name: c.text(fieldName), Role: c.text(fieldRole), Disabled: !c.flag(fieldEnabled),
-		BoundCIDRs: c.list(fieldBoundCIDRs), CustomMetadata: c.in.Get(fieldMetadata).(map[string]string),
+		BoundCIDRs: c.list(fieldBoundCIDRs), CustomMetadata: c.pairs(fieldMetadata),
 	}
 	if spec.Role == "" {
 		return spec, badInput("role is required: the role of the new key")
@@ -277,7 +277,7 @@ func (b *Backend) changeKey(ctx context.Context, c *call, id string) error {
 		}
 		set(fieldScopes, func() { scopes := c.list(fieldScopes); next.Scopes = &scopes }, func() { next.Scopes = nil })
 		set(fieldBoundCIDRs, func() { next.BoundCIDRs = c.list(fieldBoundCIDRs) }, func() { next.BoundCIDRs = nil })
-		set(fieldMetadata, func() { next.CustomMetadata = c.in.Get(fieldMetadata).(map[string]string) }, func() { next.CustomMetadata = nil })
+		set(fieldMetadata, func() { next.CustomMetadata = c.pairs(fieldMetadata) }, func() { next.CustomMetadata = nil })
 		set(fieldEnabled, func() { next.Disabled = !c.flag(fieldEnabled) }, func() { next.Disabled = false })
 		if len(changed) == 0 {
 			return k, nil

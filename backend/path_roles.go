@@ -119,14 +119,14 @@ var roleSchema = map[string]roleField{
 	"reminders": {
 		schema: byDefault(&framework.FieldSchema{Type: framework.TypeCommaIntSlice, Description: "Percents of an overlap at which clients left behind are named, ascending."}, role.New("").Reminders),
 		read:   func(r *role.Role) any { return append([]int{}, r.Reminders...) },
-		write:  func(c *call, f string, r *role.Role) { r.Reminders = c.in.Get(f).([]int) },
+		write:  func(c *call, f string, r *role.Role) { r.Reminders = c.numbers(f) },
 		reset:  func(r, d *role.Role) { r.Reminders = d.Reminders },
 	},
 	"leak_response": roleText("What a reported leak does: alert, revoke or rotate.", func(r *role.Role) *string { return &r.LeakResponse }),
 	fieldMetadata: {
 		schema: pairsField("Names and values for people and filters, at most 64."),
 		read:   func(r *role.Role) any { return metadata(r.CustomMetadata) },
-		write:  func(c *call, f string, r *role.Role) { r.CustomMetadata = c.in.Get(f).(map[string]string) },
+		write:  func(c *call, f string, r *role.Role) { r.CustomMetadata = c.pairs(f) },
 		reset:  func(r, d *role.Role) { r.CustomMetadata = d.CustomMetadata },
 	},
 }
@@ -199,7 +199,7 @@ func (b *Backend) roleExists(ctx context.Context, req *logical.Request, data *fr
 	if err != nil {
 		return false, err
 	}
-	r, err := e.store.Role(ctx, data.Get(fieldRole).(string))
+	r, err := e.store.Role(ctx, valueOf[string](data, fieldRole))
 	return r != nil, err
 }
 

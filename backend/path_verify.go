@@ -88,7 +88,7 @@ func (b *Backend) verify(ctx context.Context, c *call) (*logical.Response, error
 		}
 	}
 	schema := verifyItemFields()
-	items := c.in.Get(fieldBatchInput).([]any)
+	items := c.items(fieldBatchInput)
 	results := make([]any, 0, len(items))
 	for i, item := range items {
 		result, err := b.verifyItem(ctx, c, schema, i, item)
