@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -57,6 +58,8 @@ type Backend struct {
 	closed bool
 
 	misses *missLimiter
+	// named has the patterns of the routes that name parts of the URL.
+	named map[*framework.Path]*regexp.Regexp
 }
 
 // engine is what a mount needs at work: it exists once storage was read.
@@ -100,6 +103,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c clock.Clock,
 		Clean:          b.clean,
 		Invalidate:     b.invalidate,
 	}
+	b.named = namedParts(b.Paths)
 	if err := b.Setup(ctx, conf); err != nil {
 		return nil, err
 	}
@@ -146,7 +150,7 @@ func (b *Backend) HandleRequest(ctx context.Context, req *logical.Request) (resp
 }
 
 func (b *Backend) decodeRequest(path *framework.Path, req *logical.Request, lenient bool) (*input, error) {
-	captures := capturesOf(path, req.Path)
+	captures := b.captures(path, req.Path)
 	raw := req.Data
 	for name, inURL := range captures {
 		if err := checkCapture(name, inURL); err != nil {
@@ -176,7 +180,7 @@ func (b *Backend) HandleExistenceCheck(ctx context.Context, req *logical.Request
 	bare := *req
 	bare.Data = nil
 	if path := b.Route(req.Path); path != nil {
-		for name, value := range capturesOf(path, req.Path) {
+		for name, value := range b.captures(path, req.Path) {
 			if checkCapture(name, value) != nil {
 				return true, false, nil
 			}

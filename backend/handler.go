@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -201,16 +200,10 @@ func display(suffix string) *framework.DisplayAttributes {
 	return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationSuffix: suffix}
 }
 
-var patterns sync.Map // pattern → *regexp.Regexp
-
-// capturesOf returns the parts of a path that its pattern names.
-func capturesOf(path *framework.Path, urlPath string) map[string]string {
-	cached, ok := patterns.Load(path.Pattern)
-	if !ok {
-		cached, _ = patterns.LoadOrStore(path.Pattern, regexp.MustCompile(path.Pattern))
-	}
-	re := cached.(*regexp.Regexp)
-	if re.NumSubexp() == 0 {
+// captures returns the parts of a URL path that the route's pattern names.
+func (b *Backend) captures(path *framework.Path, urlPath string) map[string]string {
+	re := b.named[path]
+	if re == nil {
 		return nil
 	}
 	captures := map[string]string{}
@@ -221,6 +214,17 @@ func capturesOf(path *framework.Path, urlPath string) map[string]string {
 		}
 	}
 	return captures
+}
+
+// namedParts compiles the patterns that name parts of the URL.
+func namedParts(paths []*framework.Path) map[*framework.Path]*regexp.Regexp {
+	named := map[*framework.Path]*regexp.Regexp{}
+	for _, p := range paths {
+		if re := regexp.MustCompile("^" + p.Pattern + "$"); re.NumSubexp() > 0 {
+			named[p] = re
+		}
+	}
+	return named
 }
 
 // checkCapture checks a name or an id in the URL.

@@ -126,6 +126,10 @@ func decodeBool(v any) (any, error) {
 }
 
 func decodeInt(v any) (any, error) {
+	return parseInt(v)
+}
+
+func parseInt(v any) (int, error) {
 	text := ""
 	switch n := v.(type) {
 	case json.Number:
@@ -143,7 +147,7 @@ func decodeInt(v any) (any, error) {
 	}
 	n, err := strconv.ParseInt(text, 10, 32)
 	if err != nil {
-		return nil, fmt.Errorf("a whole number, got %s", kindName(v))
+		return 0, fmt.Errorf("a whole number, got %s", kindName(v))
 	}
 	return int(n), nil
 }
@@ -263,11 +267,11 @@ func decodeInts(v any) (any, error) {
 	}
 	numbers := []int{}
 	for _, item := range items {
-		n, err := decodeInt(item)
+		n, err := parseInt(item)
 		if err != nil || len(numbers) >= maxItems {
 			return nil, fmt.Errorf("a list of whole numbers, got %s", kindName(v))
 		}
-		numbers = append(numbers, n.(int))
+		numbers = append(numbers, n)
 	}
 	return numbers, nil
 }
