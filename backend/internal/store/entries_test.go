@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -475,6 +476,9 @@ func TestAnUnfinishedDeletionTakesNothingFromASuccessor(t *testing.T) {
 		<-reader.reached
 		created := make(chan error)
 		go func() { created <- w.store.CreateKey(t.Context(), heir.Clone(), minutes(5)) }()
+		for range 10_000 {
+			runtime.Gosched() // it gets as far as it can
+		}
 		close(reader.open)
 		if err := errors.Join(<-finished, <-created); err != nil {
 			t.Fatal(err)
