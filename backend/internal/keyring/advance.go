@@ -117,9 +117,12 @@ func (k *Key) NextDue(now time.Time, p Policy, drained DrainCheck) time.Time {
 				want(k.drainDue(now, v, drained))
 			}
 		case StateRetired:
-			if len(v.Sealed) > 0 || over && i < len(k.Versions)-1 {
+			if len(v.Sealed) > 0 {
 				want(v.RestorableUntil)
 			}
+		}
+		if over && i < len(k.Versions)-1 && v.prunable() {
+			want(later(now, v.RestorableUntil))
 		}
 	}
 	if k.Leased() {

@@ -33,13 +33,16 @@ func (k *Key) Extend(c Cause, p Policy, version int, by time.Duration) (*Key, er
 		return nil, refuse(ErrWrongState, "version %d of %s is %s and has no overlap to extend", number, k.Label(), state)
 	}
 	end := c.Now.Add(by)
-	limit := v.SupersededTime.Add(p.MaxOverlap)
+	limit, why := v.SupersededTime.Add(p.MaxOverlap), fmt.Sprintf("max_overlap_period, %s after it was superseded", p.MaxOverlap)
 	if !v.ExpireTime.IsZero() && v.ExpireTime.Before(limit) {
-		limit = v.ExpireTime
+		limit, why = v.ExpireTime, "its version_ttl"
 	}
 	if end.After(limit) {
-		return nil, refuse(ErrOverlapTooLong, "overlap_period is at most %s from now: version %d of %s can be accepted until %s (max_overlap_period %s from its promotion, and its version_ttl)",
-			max(0, limit.Sub(c.Now).Truncate(time.Second)), number, k.Label(), formatTime(limit), p.MaxOverlap)
+		most := limit.Sub(c.Now).Truncate(time.Second)
+		if most <= 0 {
+			return nil, refuse(ErrOverlapTooLong, "version %d of %s cannot be accepted past %s (%s): roll back to it, or let its clients take the active version", number, k.Label(), formatTime(limit), why)
+		}
+		return nil, refuse(ErrOverlapTooLong, "overlap_period must be at most %s: version %d of %s can be accepted until %s (%s)", most, number, k.Label(), formatTime(limit), why)
 	}
 	if state == StateRetiring && !end.After(v.OverlapEnds) {
 		return nil, refuse(ErrNotLater, "the overlap of version %d of %s ends at %s; extend moves it later, never earlier", number, k.Label(), formatTime(v.OverlapEnds))

@@ -316,7 +316,7 @@ func (k *Key) prune(now time.Time, keep int) {
 	over := len(k.Versions) - keep
 	for i := 0; i < len(k.Versions)-1 && over > 0; {
 		v := &k.Versions[i]
-		if !v.StateAt(now).Ended() || v.State == StateCompromised || now.Before(v.restorableUntil()) {
+		if !v.prunable() || now.Before(v.RestorableUntil) {
 			i++
 			continue
 		}

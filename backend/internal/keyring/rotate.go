@@ -238,4 +238,11 @@ func earlier(t, limit time.Time) time.Time {
 	return t
 }
 
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
 func formatTime(t time.Time) string { return t.UTC().Format(time.RFC3339) }

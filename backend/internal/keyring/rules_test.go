@@ -281,7 +281,7 @@ func TestExtendMovesLaterNeverEarlier(t *testing.T) {
 	f.wantTime("accepted_until", f.version(1).AcceptedUntil, 25*time.Hour)
 	// The limit counts from the promotion that superseded it, not from now.
 	text := f.refused(keyring.ErrOverlapTooLong, f.extend(20*time.Hour, 1, 701*time.Hour))
-	if !strings.Contains(text, "at most 700h0m0s from now") {
+	if !strings.Contains(text, "at most 700h0m0s:") {
 		t.Errorf("%q does not say what fits", text)
 	}
 	f.must(f.extend(20*time.Hour, 1, 700*time.Hour))
@@ -930,5 +930,24 @@ func TestBlockIsRecordedOnce(t *testing.T) {
 	f.must(f.rollback(2*time.Hour, keyring.RollbackOptions{Version: 1}))
 	if f.k.Blocked != "" || !f.k.RotateAt.IsZero() {
 		t.Error("the rollback did not put the next rotation a period away")
+	}
+}
+
+// TestWhatCanBePrunedIsDue: a transition that does not prune by itself, or a
+// role that lowered max_versions, leaves it to the next tick.
+func TestWhatCanBePrunedIsDue(t *testing.T) {
+	t.Parallel()
+	p := keyring.Policy{MaxOverlap: 48 * time.Hour, MaxAccepted: 2, MaxVersions: 2}
+	f := named(t, p)
+	f.must(f.overlap(0, time.Hour))
+	f.must(f.revoke(0, keyring.RevokeOptions{Version: 1}))
+	f.p.MaxVersions = 1
+	f.wantTime("due", f.k.NextDue(t0.Add(time.Minute), f.p, neverDrained), time.Minute)
+	f.tick(time.Minute)
+	if _, kept := f.k.Version(1); kept {
+		t.Error("version 1 is kept")
+	}
+	if due := f.k.NextDue(t0.Add(time.Minute), f.p, neverDrained); !due.IsZero() {
+		t.Errorf("due again at %s", due)
 	}
 }

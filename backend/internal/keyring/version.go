@@ -122,6 +122,10 @@ func (v *Version) restorableUntil() time.Time {
 	return v.RestorableUntil
 }
 
+// prunable tells whether the version may be forgotten, at least once it can no
+// longer be restored.
+func (v *Version) prunable() bool { return v.State == StateRetired || v.State == StateRevoked }
+
 // agedOut tells whether it was the version's hard age or its lease that ended
 // it, and not only an overlap. The answer is the same before and after the
 // retirement is recorded.
