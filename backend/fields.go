@@ -85,6 +85,12 @@ func secret(f *framework.FieldSchema) *framework.FieldSchema {
 	return f
 }
 
+// inQuery marks a field of a LIST request, so that OpenAPI tells of it.
+func inQuery(f *framework.FieldSchema) *framework.FieldSchema {
+	f.Query = true
+	return f
+}
+
 // always marks a field of an answer that is always there.
 func always(f *framework.FieldSchema) *framework.FieldSchema {
 	f.Required = true
@@ -118,8 +124,8 @@ func reasonFields() fields {
 
 func pageFields() fields {
 	return fields{
-		fieldAfter: textField("Begin after this name. It need not exist."),
-		fieldLimit: intField("Answer at most so many; 0 is no limit. It bounds the answer, not the work of storage."),
+		fieldAfter: inQuery(textField("Begin after this name. It need not exist.")),
+		fieldLimit: inQuery(intField("Answer at most so many; 0 is no limit. It bounds the answer, not the work of storage.")),
 	}
 }
 
