@@ -144,7 +144,7 @@ func (b *Backend) HandleRequest(ctx context.Context, req *logical.Request) (resp
 	checked.Data = in.values
 	resp, err = b.Backend.HandleRequest(context.WithValue(ctx, nullsKey{}, in.nulls), &checked)
 	if resp != nil && len(in.ignored) > 0 && !resp.IsError() {
-		resp.AddWarning(fmt.Sprintf("ignored fields that this path does not have: %s", strings.Join(in.ignored, ", ")))
+		resp.AddWarning(ignoredWarning(in.ignored))
 	}
 	return resp, err
 }

@@ -4,6 +4,7 @@ package backend
 
 import (
 	"context"
+	"maps"
 	"net/http"
 	"regexp"
 	"slices"
@@ -86,8 +87,11 @@ func (c *call) has(field string) bool {
 	return ok
 }
 
-// reset tells whether a PATCH set the field to null.
-func (c *call) reset(field string) bool { return slices.Contains(c.nulls, field) }
+// reset tells whether a PATCH set the field to null. In a plain write null is
+// the same as absent.
+func (c *call) reset(field string) bool {
+	return c.req.Operation == logical.PatchOperation && slices.Contains(c.nulls, field)
+}
 
 // valueOf returns a field, or its default, or the zero value. decodeFields has
 // given every field the one Go type of its kind.
@@ -177,6 +181,12 @@ func answers(description string, fields map[string]*framework.FieldSchema) map[i
 // empty declares an operation that answers nothing.
 func empty(description string) map[int][]framework.Response {
 	return map[int][]framework.Response{http.StatusNoContent: {{Description: description}}}
+}
+
+// orEmpty declares an operation that answers something or nothing.
+func orEmpty(something map[int][]framework.Response, description string) map[int][]framework.Response {
+	maps.Copy(something, empty(description))
+	return something
 }
 
 // local makes an operation that any node may answer: plain reads of metadata.

@@ -71,6 +71,17 @@ func safeFieldName(name string) string {
 	return "a field (name withheld)"
 }
 
+// ignoredWarning tells which fields were ignored, up to ten of them.
+func ignoredWarning(names []string) string {
+	const most = 10
+	names = slices.Compact(slices.Sorted(slices.Values(names)))
+	more := ""
+	if len(names) > most {
+		names, more = names[:most], fmt.Sprintf(" and %d more", len(names)-most)
+	}
+	return "ignored fields that this path does not have: " + strings.Join(names, ", ") + more
+}
+
 func sortedNames[V any](m map[string]V) []string {
 	names := make([]string, 0, len(m))
 	for name := range m {

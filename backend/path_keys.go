@@ -65,7 +65,7 @@ func (b *Backend) pathKeys() []*framework.Path {
 		{
 			Pattern:      keysPattern,
 			DisplayAttrs: display("keys"),
-			Fields:       join(pageFields(), fields{fieldRole: textField("List only keys of this role.")}),
+			Fields:       join(pageFields(), fields{fieldRole: inQuery(textField("List only keys of this role."))}),
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.ListOperation: b.local(b.listKeys, "List the named keys.", "list", listAnswer("Names of keys.")),
 			},
@@ -79,7 +79,7 @@ func (b *Backend) pathKeys() []*framework.Path {
 			ExistenceCheck: b.keyExists,
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.CreateOperation: b.forwarded(b.createKey, "Create a key, or import one.", "write", answers("The new key, shown once.", newKeyFields())),
-				logical.UpdateOperation: b.forwarded(b.updateKey, "Change a key; absent fields keep their value.", "write", answers("The new key, where it had to be created; else nothing.", newKeyFields())),
+				logical.UpdateOperation: b.forwarded(b.updateKey, "Change a key; absent fields keep their value.", "write", orEmpty(answers("The new key, where it had to be created.", newKeyFields()), "Changed.")),
 				logical.PatchOperation:  b.forwarded(b.patchKey, "Change a key; null sets a field to its default.", "patch", empty("Changed.")),
 				logical.ReadOperation:   b.local(b.readKey, "Read a key and its versions, without any secret.", "read", answers("The key.", keyAnswerFields())),
 				logical.DeleteOperation: b.forwarded(b.deleteKey, "Delete a key: all its versions end.", "delete", empty("Deleted.")),
@@ -262,13 +262,12 @@ func (b *Backend) changeKey(ctx context.Context, c *call, id string) error {
 	}
 	_, _, _, err = c.keeper.Update(ctx, id, func(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
 		next := k.Clone()
-		patch := c.req.Operation == logical.PatchOperation
 		var changed []string
 		set := func(field string, write, reset func()) {
 			switch {
 			case c.has(field):
 				write()
-			case patch && c.reset(field):
+			case c.reset(field):
 				reset()
 			default:
 				return

@@ -256,7 +256,7 @@ func (b *Backend) saveRole(ctx context.Context, c *call, create bool) (*logical.
 		switch {
 		case c.has(field):
 			f.write(c, field, next)
-		case c.req.Operation == logical.PatchOperation && c.reset(field):
+		case c.reset(field):
 			f.reset(next, defaults)
 		}
 	}

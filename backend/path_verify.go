@@ -90,36 +90,43 @@ func (b *Backend) verify(ctx context.Context, c *call) (*logical.Response, error
 	schema := verifyItemFields()
 	items := c.items(fieldBatchInput)
 	results := make([]any, 0, len(items))
+	var ignored []string
 	for i, item := range items {
-		result, err := b.verifyItem(ctx, c, schema, i, item)
+		result, unknown, err := b.verifyItem(ctx, c, schema, i, item)
 		if err != nil {
 			return nil, err
 		}
 		results = append(results, result)
+		ignored = append(ignored, unknown...)
+	}
+	if len(ignored) > 0 {
+		c.warn(ignoredWarning(ignored))
 	}
 	return &logical.Response{Data: map[string]any{fieldBatchResults: results}}, nil
 }
 
-// verifyItem answers one item. A bad item has an error of its own; a failure
-// of storage fails the batch, because not to know is not to refuse.
-func (b *Backend) verifyItem(ctx context.Context, c *call, schema fields, i int, item any) (map[string]any, error) {
+// verifyItem answers one item, and names the unknown fields in it. A bad item
+// has an error of its own; a failure of storage fails the batch, because not to
+// know is not to refuse.
+func (b *Backend) verifyItem(ctx context.Context, c *call, schema fields, i int, item any) (result map[string]any, ignored []string, err error) {
 	raw, ok := item.(map[string]any)
 	if !ok {
-		return map[string]any{"error": badInput("batch_input: item %d is not a map", i+1).Error()}, nil
+		return map[string]any{"error": badInput("batch_input: item %d is not a map", i+1).Error()}, nil, nil
 	}
 	in, err := decodeFields(schema, raw, true)
 	if err == nil {
+		ignored = in.ignored
 		one := &call{engine: c.engine, req: c.req, in: &framework.FieldData{Raw: in.values, Schema: schema}}
 		var verdict map[string]any
 		if verdict, err = b.verifyOne(ctx, one); err == nil {
-			return verdict, nil
+			return verdict, ignored, nil
 		}
 	}
 	var input *inputError
 	if errors.As(err, &input) || errors.Is(err, errTooManyMisses) {
-		return map[string]any{"error": err.Error()}, nil
+		return map[string]any{"error": err.Error()}, ignored, nil
 	}
-	return nil, err
+	return nil, nil, err
 }
 
 func (b *Backend) verifyOne(ctx context.Context, c *call) (map[string]any, error) {
