@@ -54,7 +54,6 @@ func (k *Key) Extend(c Cause, p Policy, version int, by time.Duration) (*Key, er
 		if err := n.makeRoom(c, p, false, "wait, or retire it", "raise max_accepted_versions"); err != nil {
 			return nil, err
 		}
-		v.RollbackWindow = max(v.RollbackWindow, p.RollbackWindow)
 		v.AcceptedUntil = time.Time{}
 	}
 	v.State = StateRetiring

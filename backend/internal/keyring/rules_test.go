@@ -57,6 +57,7 @@ func TestCompromisedIsOnlyReachedNeverLeft(t *testing.T) {
 	f.must(f.revoke(time.Minute, keyring.RevokeOptions{Version: 1, Compromised: true}))
 	f.wantState(1, compromised)
 	f.wantTime("ended_time", f.version(1).EndedTime, 0)
+	f.wantTime("accepted_until", f.version(1).AcceptedUntil, 0)
 	same := f.k
 	f.must(f.revoke(0, keyring.RevokeOptions{Version: 1}))
 	f.must(f.endLease(0, 1))
@@ -67,6 +68,31 @@ func TestCompromisedIsOnlyReachedNeverLeft(t *testing.T) {
 	f.must(f.revoke(time.Hour, keyring.RevokeOptions{All: true, Force: true}))
 	f.wantState(1, compromised)
 	f.wantState(2, revoked)
+}
+
+func TestRollbackThatRevokesNewerLeavesTheCompromised(t *testing.T) {
+	t.Parallel()
+	f := named(t, policy())
+	f.must(f.overlap(0, time.Hour))
+	f.must(f.revokeRotate(0, keyring.RevokeOptions{Version: 2, Compromised: true}))
+	f.must(f.rollback(0, keyring.RollbackOptions{Version: 1, RevokeNewer: true}))
+	f.wantState(2, compromised)
+	f.wantState(3, revoked)
+}
+
+// TestTheNextPeriodCountsFromTheLastRotation, by whatever way it came.
+func TestTheNextPeriodCountsFromTheLastRotation(t *testing.T) {
+	t.Parallel()
+	f := named(t, policy())
+	f.must(f.rotate(time.Hour, keyring.RotateOptions{Overlap: time.Hour, ActivationDelay: time.Hour}))
+	f.wantTime("last_rotation", f.k.LastRotation, time.Hour)
+	f.tick(2 * time.Hour)
+	f.wantTime("last_rotation", f.k.LastRotation, time.Hour)
+	f.must(f.revokeRotate(3*time.Hour, keyring.RevokeOptions{Version: 2}))
+	f.wantTime("last_rotation", f.k.LastRotation, 3*time.Hour)
+	f.must(f.revoke(4*time.Hour, keyring.RevokeOptions{Version: 1}))
+	f.must(f.overlap(4*time.Hour, 0))
+	f.wantTime("last_rotation", f.k.LastRotation, 4*time.Hour)
 }
 
 // TestNothingThatShortensALifeLengthensIt ends what has a later or an earlier
@@ -584,6 +610,16 @@ func TestClockSetBackReverdictsNothing(t *testing.T) {
 	f.tick(0)
 	f.wantAccepted(0, 2, 3)
 	f.wantAccepted(2*time.Hour+59*time.Minute, 2, 3)
+	// Scopes that were narrowed stay narrow.
+	f.k = named(t, policy()).k
+	f.p.ExtendUntilDrained = true
+	f.must(f.overlap(0, time.Hour))
+	f.must(f.revoke(2*time.Hour, keyring.RevokeOptions{Version: 2, Compromised: true, Force: true}))
+	narrow := keyring.Limits{Scopes: []string{"read", "write"}, OverlapScopes: []string{"read"}}
+	if got := f.k.Verify(t0, narrow, keyring.Query{Digest: digest(1)}); len(got.Scopes) != 1 {
+		t.Errorf("%+v", got)
+	}
+	f.must(f.overlap(3*time.Hour, time.Hour))
 	// A deliberate end holds too, and the key is left alone by automation.
 	f.must(f.revoke(-time.Hour, keyring.RevokeOptions{Version: 3, Force: true}))
 	f.wantCode(-time.Hour, 3, keyring.CodeRevoked)
@@ -820,6 +856,20 @@ func TestVersionTTLIsAHardAge(t *testing.T) {
 		f.wantCode(100*time.Hour, 1, keyring.CodeExpired)
 		f.wantAccepted(100*time.Hour, 2)
 	})
+	t.Run("only its end makes a rotation due", func(t *testing.T) {
+		t.Parallel()
+		f := named(t, p)
+		f.must(f.overlap(0, time.Hour))
+		f.tick(2 * time.Hour)
+		if !f.k.RotateAt.IsZero() {
+			t.Errorf("the end of an overlap makes a rotation due at %s", f.k.RotateAt)
+		}
+		f.must(f.rotate(99*time.Hour, keyring.RotateOptions{Overlap: time.Hour, ActivationDelay: 5 * time.Hour}))
+		f.tick(101 * time.Hour)
+		if !f.k.RotateAt.IsZero() {
+			t.Error("a rotation is due beside the pending version")
+		}
+	})
 	t.Run("it counts from the promotion", func(t *testing.T) {
 		t.Parallel()
 		f := named(t, p)
@@ -925,6 +975,11 @@ func TestBlockIsRecordedOnce(t *testing.T) {
 	f.must(f.overlap(2*time.Hour, time.Hour))
 	if f.k.Blocked != "" || !f.k.RotateAt.IsZero() {
 		t.Error("still blocked after the rotation")
+	}
+	block(2*time.Hour, "full", 3*time.Hour)
+	f.must(f.revokeRotate(2*time.Hour, keyring.RevokeOptions{Version: 2}))
+	if f.k.Blocked != "" || !f.k.RotateAt.IsZero() {
+		t.Error("still blocked after the successor was made")
 	}
 	block(2*time.Hour, "full", 3*time.Hour)
 	f.must(f.rollback(2*time.Hour, keyring.RollbackOptions{Version: 1}))
