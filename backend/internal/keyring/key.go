@@ -68,6 +68,15 @@ type Key struct {
 	// Job is the last bulk job that rotated the key.
 	Job     string  `json:"job,omitempty"`
 	History []Event `json:"history,omitempty"`
+	// EventSeq is the number of the last event of the key.
+	EventSeq uint64 `json:"event_seq,omitempty"`
+	// Owed are the events that have not been copied to the outboxes yet: they
+	// are committed with the transition that made them.
+	Owed []Event `json:"owed,omitempty"`
+	// Announced is the planned rotation that rotation.upcoming has told of.
+	Announced time.Time `json:"announced,omitzero"`
+	// Confirmations say which instance of the client uses which version.
+	Confirmations []Confirmation `json:"confirmations,omitempty"`
 
 	// Deleted marks a tombstone, which keeps Versions that are compromised.
 	Deleted time.Time `json:"deleted_time,omitzero"`
@@ -93,6 +102,13 @@ type Request struct {
 	Parameters string    `json:"parameters"`
 	Version    int       `json:"version"`
 	Time       time.Time `json:"time"`
+}
+
+// Confirmation is a client instance's word that it uses a version.
+type Confirmation struct {
+	Instance string    `json:"instance"`
+	Version  int       `json:"version"`
+	Time     time.Time `json:"time"`
 }
 
 // Cleanup lists the index entries of a deleted key.
@@ -142,6 +158,8 @@ type Cause struct {
 
 // Event is a change that a transition made, as history shows it.
 type Event struct {
+	// Seq numbers the events of a key from 1, without gaps.
+	Seq     uint64    `json:"seq,omitempty"`
 	Time    time.Time `json:"time"`
 	Type    EventType `json:"type"`
 	Version int       `json:"version,omitempty"`
@@ -169,6 +187,17 @@ const (
 	EventVersionCompromised EventType = "version.compromised"
 	EventOverlapExtended    EventType = "overlap.extended"
 	EventRotationBlocked    EventType = "rotation.blocked"
+	EventRotationUpcoming   EventType = "rotation.upcoming"
+	EventVersionFirstUsed   EventType = "version.first_used"
+	EventVersionStaleUse    EventType = "version.stale_use"
+	EventRolloverReminder   EventType = "rollover.reminder"
+	EventRolloverStalled    EventType = "rollover.stalled"
+	EventRolloverAtRisk     EventType = "rollover.at_risk"
+	EventRolloverFailed     EventType = "rollover.failed"
+	EventRolloverCompleted  EventType = "rollover.completed"
+	EventAnomalyDetected    EventType = "anomaly.detected"
+	EventClaimRedeemed      EventType = "claim.redeemed"
+	EventClaimReused        EventType = "claim.reused"
 )
 
 // Policy is what a role lays down for transitions, as it is now.
@@ -188,6 +217,15 @@ func (k *Key) Label() string {
 		return fmt.Sprintf("key %q", k.Name)
 	}
 	return fmt.Sprintf("leased key %q", k.ID)
+}
+
+// RollingOver tells whether a rollover of a named key is under way: a version
+// is pending or has not been recorded as retired.
+func (k *Key) RollingOver() bool {
+	if k.Leased() || !k.Deleted.IsZero() {
+		return false
+	}
+	return slices.ContainsFunc(k.Versions, func(v Version) bool { return v.State == StatePending || v.State == StateRetiring })
 }
 
 // Leased tells whether the key lives by leases.
@@ -282,6 +320,8 @@ func (k *Key) Clone() *Key {
 	c.Versions = slices.Clone(k.Versions)
 	c.Requests = slices.Clone(k.Requests)
 	c.History = slices.Clone(k.History)
+	c.Owed = slices.Clone(k.Owed)
+	c.Confirmations = slices.Clone(k.Confirmations)
 	return &c
 }
 
@@ -301,12 +341,16 @@ func (k *Key) copyAt(c Cause) (*Key, Cause) {
 	return n, c
 }
 
-// Record adds an event to the history, which keeps the last HistoryLimit.
+// Record adds an event to the history, which keeps the last HistoryLimit, and
+// to what is owed to those who want to be told.
 func (k *Key) Record(c Cause, t EventType, version int, detail string) {
 	if over := len(k.History) + 1 - HistoryLimit; over > 0 {
 		k.History = slices.Delete(k.History, 0, over)
 	}
-	k.History = append(k.History, Event{Time: c.Now, Type: t, Version: version, Actor: c.Actor, Reason: c.Reason, Detail: detail})
+	k.EventSeq++
+	e := Event{Seq: k.EventSeq, Time: c.Now, Type: t, Version: version, Actor: c.Actor, Reason: c.Reason, Detail: detail}
+	k.History = append(k.History, e)
+	k.Owed = append(k.Owed, e)
 }
 
 // prune drops the oldest ended versions beyond keep, but never the newest

@@ -61,6 +61,13 @@ type Version struct {
 	RestorableUntil time.Time `json:"restorable_until,omitzero"`
 	Reason          string    `json:"reason,omitempty"`
 
+	// FirstUsedTime is when version.first_used was told.
+	FirstUsedTime time.Time `json:"first_used_time,omitzero"`
+	// Reminded is the percent of the overlap up to which laggards were named.
+	Reminded int `json:"reminded,omitempty"`
+	// Health is what was last told of the rollover away from this version.
+	Health string `json:"health,omitempty"`
+
 	extra jsonkeep.Extra
 }
 

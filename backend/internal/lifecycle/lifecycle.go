@@ -40,6 +40,8 @@ type Keeper struct {
 	Rand   io.Reader
 	Usage  *usage.Tracker
 	Logger hclog.Logger
+	// Outbox takes events; nil where nobody can be told.
+	Outbox Outbox
 }
 
 // Spec describes a key that is to be made.
@@ -117,7 +119,7 @@ func (kp *Keeper) Create(ctx context.Context, spec Spec, cause keyring.Cause) (*
 	if k.Leased() {
 		k.Versions[0].ExpireTime = spec.ExpireTime
 	}
-	if err := kp.Store.CreateKey(ctx, k, kp.due(k, r, cause.Now)); err != nil {
+	if err := kp.put(ctx, nil, k, kp.due(k, r, cause.Now)); err != nil {
 		return nil, err
 	}
 	return &Made{Key: k, Role: r, Token: made, Version: 1}, nil
@@ -238,7 +240,7 @@ func (kp *Keeper) commit(ctx context.Context, before, after *keyring.Key, r *rol
 		after.Recorded = now
 	}
 	after.Failures = 0
-	return kp.Store.CommitKey(ctx, before, after, kp.due(after, r, now))
+	return kp.put(ctx, before, after, kp.due(after, r, now))
 }
 
 // load returns a living key and its role.
@@ -281,12 +283,12 @@ func (kp *Keeper) Delete(ctx context.Context, id string, cause keyring.Cause) er
 		cause.Now = kp.Store.Now()
 		tomb = k.EndAll(cause, kp.Store.Cleanup(k))
 		// Filed, so that the periodic function finishes what a crash cut off.
-		if err := kp.Store.CommitKey(ctx, k, tomb, cause.Now); err != nil {
+		if err := kp.put(ctx, k, tomb, cause.Now); err != nil {
 			return err
 		}
 		kp.Usage.Forget(id)
 	}
-	if err := kp.Store.FinishDelete(ctx, tomb); err != nil {
+	if err := kp.finishDelete(ctx, tomb); err != nil {
 		kp.Logger.Warn("a deleted key's index entries remain for the periodic function", "key_id", id, "error", err)
 	}
 	return nil

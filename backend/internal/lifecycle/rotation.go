@@ -250,14 +250,18 @@ func cleanupName(k *keyring.Key) string {
 
 func (kp *Keeper) apply(ctx context.Context, k *keyring.Key, early bool) (changed bool, err error) {
 	if !k.Deleted.IsZero() {
-		return true, kp.Store.FinishDelete(ctx, k)
+		return true, kp.finishDelete(ctx, k)
 	}
 	r, err := kp.RoleOf(ctx, k)
 	if err != nil {
 		return false, err
 	}
+	told, err := kp.copyOwed(ctx, k)
+	if err != nil {
+		return false, err
+	}
 	now := k.Now(kp.Store.Now())
-	next, err := kp.advance(k, r, now)
+	next, err := kp.advance(told, r, now)
 	if err != nil {
 		return false, err
 	}
@@ -351,11 +355,11 @@ func (kp *Keeper) retryAfter(k *keyring.Key, now time.Time) time.Time {
 
 func (kp *Keeper) endLeased(ctx context.Context, k *keyring.Key, now time.Time) error {
 	tomb := k.EndAll(keyring.Cause{Now: now, Actor: ActorPeriodic}, kp.Store.Cleanup(k))
-	if err := kp.Store.CommitKey(ctx, k, tomb, now); err != nil {
+	if err := kp.put(ctx, k, tomb, now); err != nil {
 		return err
 	}
 	kp.Usage.Forget(k.ID)
-	return kp.Store.FinishDelete(ctx, tomb)
+	return kp.finishDelete(ctx, tomb)
 }
 
 // Refile files a key again whose entry in the due index is lost.
@@ -373,7 +377,7 @@ func (kp *Keeper) Refile(ctx context.Context, id string) error {
 		}
 		due = kp.due(k, r, due)
 	}
-	return kp.Store.CommitKey(ctx, k, k.Clone(), due)
+	return kp.put(ctx, k, k.Clone(), due)
 }
 
 // Reschedule files a key again where its role's schedule moved its due time.

@@ -14,6 +14,7 @@
 //	member/<role>/<shard>/<id>   role → keys, in 256 shards
 //	due/<minute>/<id>            what to look at in that minute
 //	dueh/<hour>                  which minutes of that hour may hold something
+//	rollover/<key_id>            keys with a rollover under way
 //	work/<job>                   jobs under way
 //	done/<job>                   the last result of each job
 //

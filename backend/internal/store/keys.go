@@ -135,6 +135,12 @@ func (s *Store) CommitKey(ctx context.Context, prev, next *keyring.Key, due time
 		return err
 	}
 	next.NextTick = minute
+	before, after := prev != nil && prev.RollingOver(), next.RollingOver()
+	if after && !before {
+		if err := s.put(ctx, rolloverPrefix+next.ID, struct{}{}); err != nil {
+			return err
+		}
+	}
 	stored, forget := s.keys.writing(next.ID)
 	if err := s.put(ctx, keyPrefix+next.ID, next); err != nil {
 		forget()
@@ -144,8 +150,21 @@ func (s *Store) CommitKey(ctx context.Context, prev, next *keyring.Key, due time
 	if filed != 0 && filed != minute {
 		s.due.unfile(ctx, filed, next.ID)
 	}
+	if before && !after {
+		// A failure leaves an entry whose key says otherwise.
+		_ = s.remove(ctx, rolloverPrefix+next.ID)
+	}
 	s.forgetPruned(ctx, prev, next)
 	return nil
+}
+
+// Rollovers returns the ids of keys with a rollover under way. Some may be
+// over: ask the key. Its cost grows with those, not with all keys.
+func (s *Store) Rollovers(ctx context.Context) ([]string, error) { return s.list(ctx, rolloverPrefix) }
+
+// DropRollover removes an entry whose key says otherwise.
+func (s *Store) DropRollover(ctx context.Context, id string) error {
+	return s.remove(ctx, rolloverPrefix+id)
 }
 
 // forgetPruned removes the index entries of imported versions that are gone.

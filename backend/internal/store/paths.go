@@ -17,6 +17,7 @@ const (
 	memberPrefix   = "member/"
 	duePrefix      = "due/"
 	dueHourPrefix  = "dueh/"
+	rolloverPrefix = "rollover/"
 	workPrefix     = "work/"
 	donePrefix     = "done/"
 )

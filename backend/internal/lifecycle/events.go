@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
+)
+
+// Outbox takes the events of keys to those who want to be told.
+//
+// Events owed ride in the key's own entry, committed with the transition that
+// made them, until Copy has stored them where they are delivered from: a crash
+// at any point delivers each at least once, under the same id.
+type Outbox interface {
+	// Wanted tells whether somebody may want events. It touches no storage.
+	Wanted() bool
+	// Copy stores events of a key for delivery. It may be repeated.
+	Copy(ctx context.Context, k *keyring.Key, events []keyring.Event) error
+	// Committed is told of the events of a transition that has been committed:
+	// a chance to tell at once those who are told without a promise. owed says
+	// that CopyOwed should be called soon. It must not block or lock a key.
+	Committed(k *keyring.Key, events []keyring.Event, owed bool)
+}
+
+// put writes next in place of prev (nil for a new key), and tells the outbox.
+func (kp *Keeper) put(ctx context.Context, prev, next *keyring.Key, due time.Time) error {
+	switch {
+	case kp.Outbox == nil || !kp.Outbox.Wanted():
+		next.Owed = nil
+	case len(next.Owed) > 0:
+		// Filed for the next tick, which copies what a crash left owing.
+		if now := kp.Store.Now(); due.IsZero() || due.After(now) {
+			due = now
+		}
+	}
+	var err error
+	if prev == nil {
+		err = kp.Store.CreateKey(ctx, next, due)
+	} else {
+		err = kp.Store.CommitKey(ctx, prev, next, due)
+	}
+	if err != nil || kp.Outbox == nil {
+		return err
+	}
+	if fresh := eventsSince(prev, next); len(fresh) > 0 || len(next.Owed) > 0 {
+		kp.Outbox.Committed(next, fresh, len(next.Owed) > 0)
+	}
+	return nil
+}
+
+// eventsSince returns the events that next has and prev had not.
+func eventsSince(prev, next *keyring.Key) []keyring.Event {
+	var since uint64
+	if prev != nil {
+		since = prev.EventSeq
+	}
+	i := len(next.History)
+	for i > 0 && next.History[i-1].Seq > since {
+		i--
+	}
+	return slices.Clone(next.History[i:])
+}
+
+// copyOwed stores the owed events of k for delivery and returns a copy that
+// owes nothing, or k itself where it owes nothing.
+func (kp *Keeper) copyOwed(ctx context.Context, k *keyring.Key) (*keyring.Key, error) {
+	if len(k.Owed) == 0 {
+		return k, nil
+	}
+	if kp.Outbox != nil {
+		if err := kp.Outbox.Copy(ctx, k, k.Owed); err != nil {
+			return nil, err
+		}
+	}
+	n := k.Clone()
+	n.Owed = nil
+	return n, nil
+}
+
+// CopyOwed stores the owed events of a key for delivery, and commits that it
+// owes them no more.
+func (kp *Keeper) CopyOwed(ctx context.Context, id string) error {
+	defer kp.Store.LockKey(id)()
+	k, err := kp.Store.Key(ctx, id)
+	if err != nil || k == nil || len(k.Owed) == 0 || !k.Deleted.IsZero() {
+		return err // a tombstone's events are copied before it is cleaned up
+	}
+	r, err := kp.RoleOf(ctx, k)
+	if err != nil {
+		return err
+	}
+	next, err := kp.copyOwed(ctx, k)
+	if err != nil {
+		return err
+	}
+	return kp.Store.CommitKey(ctx, k, next, kp.due(next, r, k.Now(kp.Store.Now())))
+}
+
+// finishDelete copies what a tombstone still owes before it is removed.
+func (kp *Keeper) finishDelete(ctx context.Context, tomb *keyring.Key) error {
+	told, err := kp.copyOwed(ctx, tomb)
+	if err != nil {
+		return err
+	}
+	return kp.Store.FinishDelete(ctx, told)
+}
+
+// Emit records an event that no transition makes. note returns false where
+// there is nothing to tell any more; it may change k, which is its own copy.
+func (kp *Keeper) Emit(ctx context.Context, id, actor string, note func(k *keyring.Key, r *role.Role, c keyring.Cause) bool) error {
+	_, _, _, err := kp.Update(ctx, id, func(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
+		next := k.Clone()
+		if !note(next, r, keyring.Cause{Now: k.Now(now), Actor: actor}) {
+			return k, nil
+		}
+		return next, nil
+	})
+	if errors.Is(err, ErrNoKey) {
+		return nil
+	}
+	return err
+}
