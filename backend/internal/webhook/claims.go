@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package webhook
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
+)
+
+const (
+	// ClaimLife is the longest life of a code from the attempt that carries it.
+	ClaimLife = 24 * time.Hour
+	// claimKeep is how long a code is known after its life, so that its
+	// second use is seen.
+	claimKeep = 7 * 24 * time.Hour
+	// claimSweep is the time between two looks for claims to forget, and
+	// maxSwept the number that one look removes.
+	claimSweep = 24 * time.Hour
+	maxSwept   = 1000
+
+	claimSchema   = 1
+	claimPrefix   = "claim_"
+	claimKeySize  = 32
+	claimIDLength = 32 // of the 64 hex digits of the digest
+	claimLocks    = 64
+	maxUnsure     = 1024
+)
+
+// ErrClaim answers a code that is not known, has expired or is no code at all.
+var ErrClaim = errors.New("there is no such claim, or it has expired")
+
+// ErrClaimReused answers a code that has been redeemed before.
+var ErrClaimReused = errors.New("this claim has been redeemed before")
+
+// Claim is what a code stands for.
+type Claim struct {
+	KeyID   string
+	Version int
+	// Hook is the one that delivered the code, EventID the message.
+	Hook, EventID string
+	Expires       time.Time
+	// Redeemed is when the code was first redeemed.
+	Redeemed time.Time
+}
+
+// claimEntry is a Claim as stored. It holds the digest of the code and not
+// the code.
+type claimEntry struct {
+	Schema  int       `json:"schema"`
+	Digest  string    `json:"digest"`
+	KeyID   string    `json:"key_id"`
+	Version int       `json:"version"`
+	Hook    string    `json:"hook"`
+	EventID string    `json:"event_id"`
+	Expires time.Time `json:"expires"`
+
+	Redeemed time.Time `json:"redeemed,omitzero"`
+	// Redemption is random and tells redemptions apart.
+	Redemption string `json:"redemption,omitempty"`
+
+	extra jsonkeep.Extra
+}
+
+type claimFields claimEntry
+
+// MarshalJSON keeps the fields that UnmarshalJSON did not know.
+func (c claimEntry) MarshalJSON() ([]byte, error) { return jsonkeep.Marshal(claimFields(c), c.extra) }
+
+// UnmarshalJSON reads a stored claim and refuses one of a newer schema.
+func (c *claimEntry) UnmarshalJSON(data []byte) error {
+	if err := checkSchema(data, claimSchema); err != nil {
+		return err
+	}
+	extra, err := jsonkeep.Unmarshal(data, (*claimFields)(c))
+	if err != nil {
+		return err
+	}
+	c.extra = extra
+	return nil
+}
+
+func (c *claimEntry) claim() Claim {
+	return Claim{KeyID: c.KeyID, Version: c.Version, Hook: c.Hook, EventID: c.EventID, Expires: c.Expires, Redeemed: c.Redeemed}
+}
+
+// Claims issues codes and redeems each once. It is safe for concurrent use.
+//
+// A code is "claim_<day>_" and 256 bits: the HMAC-SHA-256 of the event's id
+// under a random key of the hook. So all attempts to deliver an event, before
+// and after a crash, carry the same code, and no code need be stored.
+type Claims struct {
+	storage ClaimStorage
+	clock   clock.Clock
+	rand    io.Reader
+	locks   [claimLocks]sync.Mutex
+	// unsure holds redemptions whose write failed: it may have taken effect,
+	// but nobody was given the key.
+	unsure *lru.Cache[string, string]
+
+	sweepMu sync.Mutex
+	swept   time.Duration
+}
+
+// NewClaims returns Claims that are kept in storage.
+func NewClaims(storage ClaimStorage, c clock.Clock, rand io.Reader) *Claims {
+	unsure, err := lru.New[string, string](maxUnsure)
+	if err != nil {
+		panic(err) // the library refuses only a size below one
+	}
+	return &Claims{storage: storage, clock: c, rand: rand, unsure: unsure, swept: c.Elapsed()}
+}
+
+// claimPath is where a code is kept.
+type claimPath struct{ day, id, digest string }
+
+func pathOf(day, code string) claimPath {
+	sum := sha256.Sum256([]byte(code))
+	digest := hex.EncodeToString(sum[:])
+	return claimPath{day: day, id: digest[:claimIDLength], digest: digest}
+}
+
+// parseCode tells whether text has the form of a code, and where it is kept.
+func parseCode(text string) (claimPath, bool) {
+	rest, ok := strings.CutPrefix(text, claimPrefix)
+	if !ok || len(rest) < 6 || len(rest) > 64 {
+		return claimPath{}, false
+	}
+	day, bits, ok := strings.Cut(rest, "_")
+	n, err := strconv.ParseUint(day, 10, 20)
+	if !ok || err != nil || strconv.FormatUint(n, 10) != day {
+		return claimPath{}, false
+	}
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(bits)
+	if err != nil || len(raw) != sha256.Size || strings.ContainsAny(bits, "\r\n") {
+		return claimPath{}, false
+	}
+	return pathOf(day, text), true
+}
+
+func claimDay(t time.Time) int64 { return t.Unix() / (24 * 60 * 60) }
+
+// codeOf is the code of an event for a hook.
+func codeOf(h *Hook, e *entry) (string, claimPath) {
+	mac := hmac.New(sha256.New, h.ClaimKey)
+	_, _ = fmt.Fprintf(mac, "claim\x00%s\x00%s", h.Name, e.ID)
+	day := strconv.FormatInt(claimDay(e.Time), 10)
+	code := claimPrefix + day + "_" + base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
+	return code, pathOf(day, code)
+}
+
+func (c *Claims) lock(p claimPath) func() {
+	n, err := strconv.ParseUint(p.digest[:2], 16, 8)
+	if err != nil {
+		n = 0
+	}
+	m := &c.locks[n%claimLocks]
+	m.Lock()
+	return m.Unlock
+}
+
+func (c *Claims) get(ctx context.Context, p claimPath) (*claimEntry, error) {
+	raw, err := c.storage.GetClaim(ctx, p.day, p.id)
+	if err != nil || raw == nil {
+		return nil, err
+	}
+	entry := &claimEntry{}
+	if err := json.Unmarshal(raw, entry); err != nil {
+		if errors.Is(err, errNewer) {
+			return nil, err
+		}
+		return nil, errors.New("the stored claim is not readable")
+	}
+	if subtle.ConstantTimeCompare([]byte(entry.Digest), []byte(p.digest)) != 1 {
+		return nil, nil
+	}
+	return entry, nil
+}
+
+func (c *Claims) put(ctx context.Context, p claimPath, entry *claimEntry) error {
+	raw, err := json.Marshal(entry)
+	if err != nil {
+		return err
+	}
+	return c.storage.PutClaim(ctx, p.day, p.id, raw)
+}
+
+// offer makes sure that the code of an event can be redeemed, and returns it
+// with the end of its life. A code whose life is more than half over, because
+// attempts before this one failed, gets a full one.
+func (c *Claims) offer(ctx context.Context, h *Hook, e *entry) (string, time.Time, error) {
+	code, path := codeOf(h, e)
+	defer c.lock(path)()
+	entry, err := c.get(ctx, path)
+	if err != nil {
+		return "", time.Time{}, fmt.Errorf("read a claim: %w", err)
+	}
+	life := ClaimLife
+	if e.Claim.Overlap > 0 {
+		life = min(life, e.Claim.Overlap)
+	}
+	now := c.clock.Now().UTC().Truncate(time.Millisecond)
+	if entry != nil && (!entry.Redeemed.IsZero() || entry.Expires.Sub(now) > life/2) {
+		return code, entry.Expires, nil
+	}
+	if entry == nil {
+		entry = &claimEntry{Schema: claimSchema, Digest: path.digest, KeyID: e.KeyID, Version: e.Claim.Version, Hook: h.Name, EventID: e.ID}
+	}
+	entry.Expires = now.Add(life)
+	if err := c.put(ctx, path, entry); err != nil {
+		return "", time.Time{}, fmt.Errorf("write a claim: %w", err)
+	}
+	return code, entry.Expires, nil
+}
+
+// Redeem returns what a code stands for, once. Later calls return it with
+// ErrClaimReused, which is for the caller to raise an alarm and not to answer
+// with. Any other code is ErrClaim. The redemption is written before it is
+// returned: a crash in between leaves the code used up. A redemption whose
+// write failed does not count.
+func (c *Claims) Redeem(ctx context.Context, code string) (Claim, error) {
+	path, ok := parseCode(code)
+	if !ok {
+		return Claim{}, ErrClaim
+	}
+	defer c.lock(path)()
+	entry, err := c.get(ctx, path)
+	if err != nil {
+		return Claim{}, fmt.Errorf("read a claim: %w", err)
+	}
+	if entry == nil {
+		return Claim{}, ErrClaim
+	}
+	if !entry.Redeemed.IsZero() {
+		if mine, ok := c.unsure.Get(path.digest); !ok || mine != entry.Redemption {
+			return entry.claim(), ErrClaimReused
+		}
+		c.unsure.Remove(path.digest)
+		return entry.claim(), nil
+	}
+	now := c.clock.Now().UTC().Truncate(time.Millisecond)
+	if !now.Before(entry.Expires) {
+		return Claim{}, ErrClaim
+	}
+	mark := make([]byte, 16)
+	if _, err := io.ReadFull(c.rand, mark); err != nil {
+		return Claim{}, fmt.Errorf("redeem a claim: %w", err)
+	}
+	entry.Redeemed, entry.Redemption = now, hex.EncodeToString(mark)
+	if err := c.put(ctx, path, entry); err != nil {
+		c.unsure.Add(path.digest, entry.Redemption)
+		return Claim{}, fmt.Errorf("redeem a claim: %w", err)
+	}
+	c.unsure.Remove(path.digest)
+	return entry.claim(), nil
+}
+
+// Sweep forgets claims a week after their life. It may be called at any time:
+// once a day it costs a List, and a Get for each claim that is a week old, and
+// else nothing.
+func (c *Claims) Sweep(ctx context.Context) error {
+	c.sweepMu.Lock()
+	defer c.sweepMu.Unlock()
+	if c.clock.Elapsed()-c.swept < claimSweep {
+		return nil
+	}
+	days, err := c.storage.ListClaimDays(ctx)
+	if err != nil {
+		return fmt.Errorf("list claims: %w", err)
+	}
+	old := claimDay(c.clock.Now().Add(-claimKeep))
+	removed := 0
+	for _, name := range days {
+		day := strings.TrimSuffix(name, "/")
+		if n, err := strconv.ParseInt(day, 10, 64); err != nil || n >= old {
+			continue
+		}
+		n, err := c.sweepDay(ctx, day, maxSwept-removed)
+		if removed += n; err != nil {
+			return err
+		}
+		if removed >= maxSwept {
+			return nil // the next call goes on
+		}
+	}
+	c.swept = c.clock.Elapsed()
+	return nil
+}
+
+func (c *Claims) sweepDay(ctx context.Context, day string, most int) (removed int, err error) {
+	ids, err := c.storage.ListClaims(ctx, day)
+	if err != nil {
+		return 0, fmt.Errorf("list claims: %w", err)
+	}
+	for _, id := range ids {
+		if removed >= most {
+			return removed, nil
+		}
+		raw, err := c.storage.GetClaim(ctx, day, id)
+		if err != nil {
+			return removed, fmt.Errorf("read a claim: %w", err)
+		}
+		var entry claimEntry
+		if raw == nil || json.Unmarshal(raw, &entry) == nil && c.clock.Now().Before(entry.Expires.Add(claimKeep)) {
+			continue
+		}
+		if err := c.storage.DeleteClaim(ctx, day, id); err != nil {
+			return removed, fmt.Errorf("delete a claim: %w", err)
+		}
+		removed++
+	}
+	return removed, nil
+}
