@@ -139,17 +139,15 @@ func section(t *testing.T, out *strings.Builder, p *framework.Path) {
 	if p.HelpSynopsis == "" || p.HelpDescription == "" {
 		t.Errorf("%s has no help", name)
 	}
-	fmt.Fprintf(out, "%s\n\n", strings.Join(strings.Fields(p.HelpDescription), " "))
+	fmt.Fprintf(out, "%s\n\n", strings.ReplaceAll(strings.Join(strings.Fields(p.HelpDescription), " "), "<", "&lt;"))
 	fmt.Fprintf(out, "| operation | capability | what it does | answer | node |\n|---|---|---|---|---|\n")
 	answered := fields{}
-	var order2 []logical.Operation
 	for _, op := range order {
-		if _, ok := p.Operations[op]; ok {
-			order2 = append(order2, op)
+		handler, has := p.Operations[op]
+		if !has {
+			continue
 		}
-	}
-	for _, op := range order2 {
-		o := p.Operations[op].Properties()
+		o := handler.Properties()
 		method, capability := map[logical.Operation][2]string{
 			logical.CreateOperation: {"POST", "create"}, logical.UpdateOperation: {"POST", "update"}, logical.PatchOperation: {"PATCH", "patch"},
 			logical.ReadOperation: {"GET", "read"}, logical.ListOperation: {"LIST", "list"}, logical.DeleteOperation: {"DELETE", "delete"},
@@ -181,14 +179,26 @@ func section(t *testing.T, out *strings.Builder, p *framework.Path) {
 		}
 		return fmt.Sprintf("| `%s` | %s | %s | %s |\n", name, typeName(f.Type), fallback, f.Description)
 	})
-	if len(answered) > 0 {
-		table(out, "| answer | type | meaning |\n|---|---|---|\n", answered, func(name string, f *framework.FieldSchema) string {
-			always := ""
-			if !f.Required && !lists {
-				always = " Not always there."
-			}
-			return fmt.Sprintf("| `%s` | %s | %s%s |\n", name, answerType(f.Type), f.Description, always)
-		})
+	if len(answered) == 0 {
+		return
+	}
+	// What is read as it is written is not told twice.
+	same := 0
+	for name, f := range answered {
+		if in, ok := p.Fields[name]; ok && in.Type == f.Type && in.Description == f.Description {
+			delete(answered, name)
+			same++
+		}
+	}
+	table(out, "| answer | type | meaning |\n|---|---|---|\n", answered, func(name string, f *framework.FieldSchema) string {
+		always := ""
+		if !f.Required && !lists {
+			always = " Not always there."
+		}
+		return fmt.Sprintf("| `%s` | %s | %s%s |\n", name, answerType(f.Type), f.Description, always)
+	})
+	if same > 0 {
+		fmt.Fprintf(out, "\nThe answer has the %d fields that can be written%s.\n", same, map[bool]string{true: ", too"}[len(answered) > 0])
 	}
 }
 
@@ -242,10 +252,13 @@ func answerType(kind framework.FieldType) string {
 func defaultText(f *framework.FieldSchema) string {
 	switch v := f.Default.(type) {
 	case nil:
-		return "none"
+		if f.Type == framework.TypeBool {
+			return "`false`"
+		}
+		return "–"
 	case string:
 		if v == "" {
-			return "none"
+			return "–"
 		}
 		return "`" + v + "`"
 	case int:

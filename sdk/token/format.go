@@ -45,9 +45,9 @@ func (f Format) Validate() error {
 	f = f.withDefaults()
 	if !validPrefix(f.Prefix) {
 		const rule = "prefix must be a lower-case letter followed by at most 31 of a-z, 0-9 and _"
-		// No token is as short as the longest prefix, so what is shown
-		// here cannot be a token that landed in the wrong field.
-		if len(f.Prefix) > maxPrefixLength {
+		// No key is as short as what is shown here, not even one made
+		// elsewhere, so it cannot be a key that landed in the wrong field.
+		if len(f.Prefix) >= minImportLength {
 			return fmt.Errorf("%s, got %d characters", rule, len(f.Prefix))
 		}
 		return fmt.Errorf("%s, got %q", rule, f.Prefix)

@@ -389,7 +389,11 @@ func recovered(w *world, sc scenario, id string, lost bool, allowed []string) {
 	}
 	w.check()
 	// Days later everything due has been done.
-	w.run(75*time.Hour, func() {
+	days := 51 * time.Hour
+	if raceEnabled {
+		days = 27 * time.Hour
+	}
+	w.run(days, func() {
 		w.check()
 		if living() && !sc.ends {
 			w.checkServed(clientID(w, id))

@@ -56,6 +56,8 @@ type world struct {
 	keeper   *lifecycle.Keeper
 	// issued are all tokens that were handed out.
 	issued []string
+	// decoded are keys by their stored form, for stored.
+	decoded map[string]*keyring.Key
 }
 
 func newWorld(t *testing.T) *world {
@@ -251,9 +253,16 @@ func (w *world) stored(id string) *keyring.Key {
 	if entry == nil {
 		return nil
 	}
-	k := &keyring.Key{}
-	if err := json.Unmarshal(entry.Value, k); err != nil {
-		w.t.Fatal(err)
+	k := w.decoded[string(entry.Value)]
+	if k == nil {
+		k = &keyring.Key{}
+		if err := json.Unmarshal(entry.Value, k); err != nil {
+			w.t.Fatal(err)
+		}
+		if w.decoded == nil {
+			w.decoded = map[string]*keyring.Key{}
+		}
+		w.decoded[string(entry.Value)] = k
 	}
 	return k
 }

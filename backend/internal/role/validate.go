@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/schedule"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
@@ -129,9 +130,6 @@ func (r *Role) checkOverlap() error {
 	if r.MaxTTL > 0 && r.TTL > r.MaxTTL {
 		return fmt.Errorf("ttl must be at most max_ttl (%s), got %s", r.MaxTTL, r.TTL)
 	}
-	if r.RefreshInterval != nil && r.OverlapPeriod > 0 && r.Schedule().Automatic() && r.Refresh() >= r.OverlapPeriod {
-		return fmt.Errorf("refresh_interval must be shorter than overlap_period (%s), or clients would look again only when the old version is refused; got %s", r.OverlapPeriod, r.Refresh())
-	}
 	return nil
 }
 
@@ -187,7 +185,10 @@ func (r *Role) whatFits(interval, room time.Duration) string {
 		fits = append(fits, hint)
 	}
 	least := time.Duration(ceilDiv(load, time.Duration(r.MaxAcceptedVersions-1)*time.Second)) * time.Second
-	fits = append(fits, fmt.Sprintf("an interval of at least %s", max(least, r.ActivationDelay+time.Second)))
+	least = max(least, r.ActivationDelay+time.Second)
+	if (schedule.Spec{Period: least}).Validate() == nil {
+		fits = append(fits, fmt.Sprintf("an interval of at least %s", least))
+	}
 	return strings.Join(fits, ", or ")
 }
 
@@ -204,17 +205,23 @@ func (r *Role) checkVersionTTL() error {
 		}
 		return nil
 	}
-	// Divided first: a percentage of ten years cannot overflow then.
-	jitter := s.MaxInterval() / 100 * time.Duration(r.RotationJitter)
+	// Divided first: a percentage of ten years cannot overflow then. In whole
+	// seconds, or it could not be given.
+	jitter := (s.MaxInterval()/100*time.Duration(r.RotationJitter) + time.Second - 1).Truncate(time.Second)
 	if least := s.MaxInterval() + jitter + r.OverlapPeriod + r.ActivationDelay; r.VersionTTL < least {
 		return fmt.Errorf("version_ttl must be 0 or at least the rotation interval + rotation_jitter + activation_delay + overlap_period (%s), got %s", least, r.VersionTTL)
 	}
 	return nil
 }
 
+// checkDelivery refuses a role whose clients could not get the next version in
+// time.
 func (r *Role) checkDelivery() error {
+	if r.RefreshInterval != nil && r.OverlapPeriod > 0 && r.Schedule().Automatic() && r.Refresh() >= r.OverlapPeriod {
+		return fmt.Errorf("refresh_interval must be shorter than overlap_period (%s), or clients would look again only when the old version is refused; got %s", r.OverlapPeriod, r.Refresh())
+	}
 	if !r.Retrievable && r.Schedule().Automatic() {
-		return fmt.Errorf("retrievable=false cannot go with automatic rotation: nobody could read the new key; set retrievable=true or disable_automated_rotation=true")
+		return errors.New("retrievable=false cannot go with automatic rotation: nobody could read the new key; set retrievable=true or disable_automated_rotation=true")
 	}
 	return nil
 }

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: MPL-2.0
+
+// Package bench compares what requests to the engine cost on a real Vault with
+// what is budgeted. It publishes ratios of runs that took turns, never bare
+// times, which would be about the machine.
+package bench_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/e2e/harness"
+)
+
+const (
+	connections = 16
+	rounds      = 7
+	// clients is how many keys are verified in turn.
+	clients = 100
+	// batchSize is how many keys one batch checks.
+	batchSize = 100
+	// runLimit bounds one run of one kind of request.
+	runLimit = 20 * time.Second
+
+	// The budgets: verify through Vault against a path of the same plugin that
+	// does nothing, and keys per second in batches against one by one.
+	leastOfNoOp  = 0.9
+	leastByBatch = 25
+)
+
+// target is a dev server with the engine and its keys.
+type target struct {
+	addr, token string
+	client      *http.Client
+	keys        []string
+}
+
+// start brings up a server with the engine of ./plugin.
+func start(b *testing.B) *target {
+	b.Helper()
+	harness.Binary(b) // skip before the build
+	bin := filepath.Join(b.TempDir(), "plugin")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "./plugin")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		b.Fatalf("build the plugin: %v\n%s", err, out)
+	}
+	content, err := os.ReadFile(bin)
+	if err != nil {
+		b.Fatal(err)
+	}
+	sum := sha256.Sum256(content)
+	srv := harness.StartDev(b, harness.Options{LogLevel: "error"})
+	srv.RegisterPlugin(b, harness.PluginName, "", bin, hex.EncodeToString(sum[:]))
+	srv.EnableEngine(b, "apikeys", harness.PluginName)
+	t := &target{addr: srv.Addr, token: srv.RootToken, client: &http.Client{Transport: &http.Transport{
+		MaxConnsPerHost: connections, MaxIdleConnsPerHost: connections, DisableCompression: true,
+	}}}
+	b.Cleanup(t.client.CloseIdleConnections)
+	if _, err := srv.Client.Logical().Write("apikeys/roles/partner", map[string]any{"prefix": "tm_live", "scopes": "orders:read,orders:write"}); err != nil {
+		b.Fatal(err)
+	}
+	for i := range clients {
+		made, err := srv.Client.Logical().Write(fmt.Sprintf("apikeys/keys/client-%d", i), map[string]any{"role": "partner"})
+		if err != nil {
+			b.Fatal(err)
+		}
+		key, ok := made.Data["api_key"].(string)
+		if !ok {
+			b.Fatal("a new key without api_key")
+		}
+		t.keys = append(t.keys, key)
+	}
+	return t
+}
+
+// load is one kind of request: bodies that are sent in turn to a path.
+type load struct {
+	path   string
+	bodies [][]byte
+	// wants is what each answer must contain.
+	wants []byte
+	// keys is how many keys one request checks.
+	keys int
+	// requests are how many make a run.
+	requests int
+}
+
+func body(b *testing.B, v any) []byte {
+	b.Helper()
+	text, err := json.Marshal(v)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return text
+}
+
+// single checks one key with each request.
+func (t *target) single(b *testing.B, path, wants string, requests int) load {
+	l := load{path: path, wants: []byte(wants), keys: 1, requests: requests}
+	for _, key := range t.keys {
+		l.bodies = append(l.bodies, body(b, map[string]string{"api_key": key, "source": "eu-1"}))
+	}
+	return l
+}
+
+func (t *target) batch(b *testing.B, requests int) load {
+	items := make([]map[string]string, batchSize)
+	for i := range items {
+		items[i] = map[string]string{"api_key": t.keys[i%len(t.keys)], "source": "eu-1"}
+	}
+	return load{path: "apikeys/verify", bodies: [][]byte{body(b, map[string]any{"batch_input": items})}, wants: []byte(`"valid":true`), keys: batchSize, requests: requests}
+}
+
+// run sends the load over all connections and returns keys per second.
+func (t *target) run(b *testing.B, l load) float64 {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(b.Context(), runLimit)
+	defer cancel()
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	failures := make(chan error, connections)
+	begin := time.Now()
+	for range connections {
+		workers.Go(func() {
+			answer := bytes.NewBuffer(make([]byte, 0, 64<<10))
+			for i := next.Add(1); i <= int64(l.requests); i = next.Add(1) {
+				if err := t.send(ctx, l, int(i), answer); err != nil {
+					failures <- err
+					return
+				}
+			}
+		})
+	}
+	workers.Wait()
+	took := time.Since(begin)
+	select {
+	case err := <-failures:
+		b.Fatalf("%s: %v", l.path, err)
+	default:
+	}
+	return float64(l.requests*l.keys) / took.Seconds()
+}
+
+func (t *target) send(ctx context.Context, l load, i int, answer *bytes.Buffer) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, t.addr+"/v1/"+l.path, bytes.NewReader(l.bodies[i%len(l.bodies)]))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("X-Vault-Token", t.token)
+	resp, err := t.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	answer.Reset()
+	if _, err := io.Copy(answer, resp.Body); err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK || !bytes.Contains(answer.Bytes(), l.wants) {
+		return fmt.Errorf("answered %s", resp.Status)
+	}
+	return nil
+}
+
+// compare runs two loads in turn and returns the median of how many times as
+// many keys per second the first one checks, and the extremes.
+func (t *target) compare(b *testing.B, first, second load) (median, least, most float64) {
+	b.Helper()
+	t.run(b, first) // both warm
+	t.run(b, second)
+	var ratios []float64
+	for i := range rounds {
+		var x, y float64
+		if i%2 == 0 {
+			x, y = t.run(b, first), t.run(b, second)
+		} else {
+			y, x = t.run(b, second), t.run(b, first)
+		}
+		ratios = append(ratios, x/y)
+	}
+	slices.Sort(ratios)
+	return ratios[rounds/2], ratios[0], ratios[rounds-1]
+}
+
+func (t *target) report(b *testing.B, what string, first, second load, budget float64) {
+	b.Helper()
+	median, least, most := t.compare(b, first, second)
+	verdict := "ok"
+	if median < budget {
+		verdict = "UNDER"
+		b.Errorf("%s: %.2f, budget %.2f", what, median, budget)
+	}
+	_, _ = fmt.Fprintf(os.Stdout, "\n%s: %.2f (median of %d runs in turn, %.2f to %.2f) | budget at least %.2f | %s\n", what, median, rounds, least, most, budget, verdict)
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(median, "ratio")
+}
+
+func BenchmarkVerifyAgainstNoOp(b *testing.B) {
+	t := start(b)
+	t.report(b, "verify against a no-op write of the same plugin, requests per second",
+		t.single(b, "apikeys/verify", `"valid":true`, 2000), t.single(b, "apikeys/noop", `"ok":true`, 2000), leastOfNoOp)
+}
+
+func BenchmarkBatchAgainstSingle(b *testing.B) {
+	t := start(b)
+	t.report(b, "verify in batches of 100 against one by one, keys per second",
+		t.batch(b, 200), t.single(b, "apikeys/verify", `"valid":true`, 1000), leastByBatch)
+}
