@@ -3,6 +3,7 @@
 package usage
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,35 +17,84 @@ import (
 // show up again, even where the role asks for none.
 const leastQuiet = 5 * time.Minute
 
-// Drained returns the check for one key: a version is drained when it was not
-// used for the quiet period, as far as this process can know, and when each
-// source that used it has been seen on a version that came after it.
+// Drained returns the check for one key, as far as memory knows: a version is
+// drained when it was not used for the quiet period, and when each source that
+// used it has been seen on a version that came after it.
 func (t *Tracker) Drained(k *keyring.Key, quiet time.Duration, now time.Time) keyring.DrainCheck {
+	return func(number int) keyring.DrainVerdict { return t.drained(k, quiet, now, number) }
+}
+
+// Drained returns the check for one key, as far as memory and pages know. It
+// reads storage only once memory knows of nothing that speaks against it.
+func (b *Book) Drained(ctx context.Context, k *keyring.Key, quiet time.Duration, now time.Time) keyring.DrainCheck {
 	return func(number int) keyring.DrainVerdict {
-		s := t.shard(k.ID)
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		quietSince := s.since
-		var versions map[int]*version
-		if r, tracked := s.keys.Peek(k.ID); tracked {
-			quietSince, versions = r.since, r.versions
+		verdict := b.tracker.drained(k, quiet, now, number)
+		if !verdict.Drained {
+			return verdict
 		}
-		needed := quiet
-		if v, ok := k.Version(number); ok && quietSince.After(v.SupersededTime) {
-			needed = max(quiet, leastQuiet)
+		use, err := b.Read(ctx, k.ID, now)
+		if err != nil {
+			return keyring.DrainVerdict{Why: "the stored use of the key could not be read"}
 		}
-		if v := versions[number]; v != nil {
-			quietSince = later(quietSince, v.lastUsed)
-		}
-		if next := quietSince.Add(needed); next.After(now) {
-			return keyring.DrainVerdict{Next: next, Why: fmt.Sprintf("known to be unused only since %s, and it must be for %s (drain_quiet_period, and at least %s after a start)",
-				quietSince.UTC().Format(time.RFC3339), needed, leastQuiet)}
-		}
-		if left := t.leftBehind(versions, number, successors(k, number)); len(left) > 0 {
+		if left := b.tracker.leftStored(k, use, number); len(left) > 0 {
 			return keyring.DrainVerdict{Why: "not seen on a newer version yet: " + strings.Join(left, ", ")}
 		}
-		return keyring.DrainVerdict{Drained: true, Why: fmt.Sprintf("unused since %s, no source left on it", quietSince.UTC().Format(time.RFC3339))}
+		return verdict
 	}
+}
+
+// leftStored names the sources of a version that neither pages nor memory have
+// seen accepted with any of its successors.
+func (t *Tracker) leftStored(k *keyring.Key, use map[int]Version, number int) []string {
+	next := successors(k, number)
+	s := t.shard(k.ID)
+	s.mu.Lock()
+	var live map[int]*version
+	if r, ok := s.keys.Peek(k.ID); ok {
+		live = r.versions
+	}
+	moved := t.moved(live, next)
+	told := live[number] != nil && len(live[number].overflow) > 0
+	s.mu.Unlock()
+	var left []string
+	for name, src := range use[number].Sources {
+		switch {
+		case src.Count == 0, name == Other && told, name != Other && moved[t.hash(name)]:
+		case name == Other:
+			// Which sources these were is known only to the process that saw them.
+			left = append(left, fmt.Sprintf("sources beyond the first %d", maxSources))
+		case !slices.ContainsFunc(next, func(n int) bool { return use[n].Sources[name].Count > 0 }):
+			left = append(left, printable(name))
+		}
+	}
+	slices.Sort(left)
+	return left
+}
+
+func (t *Tracker) drained(k *keyring.Key, quiet time.Duration, now time.Time, number int) keyring.DrainVerdict {
+	s := t.shard(k.ID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	quietSince := s.since
+	var versions map[int]*version
+	if r, tracked := s.keys.Peek(k.ID); tracked {
+		quietSince, versions = r.since, r.versions
+	}
+	needed := quiet
+	if v, ok := k.Version(number); ok && quietSince.After(v.SupersededTime) {
+		needed = max(quiet, leastQuiet)
+	}
+	if v := versions[number]; v != nil {
+		quietSince = later(quietSince, v.lastUsed)
+	}
+	if next := quietSince.Add(needed); next.After(now) {
+		return keyring.DrainVerdict{Next: next, Why: fmt.Sprintf("known to be unused only since %s, and it must be for %s (drain_quiet_period, and at least %s after a start)",
+			quietSince.UTC().Format(time.RFC3339), needed, leastQuiet)}
+	}
+	if left := t.leftBehind(versions, number, successors(k, number)); len(left) > 0 {
+		return keyring.DrainVerdict{Why: "not seen on a newer version yet: " + strings.Join(left, ", ")}
+	}
+	return keyring.DrainVerdict{Drained: true, Why: fmt.Sprintf("unused since %s, no source left on it", quietSince.UTC().Format(time.RFC3339))}
 }
 
 // successors are the versions that stand in for number: the active one and
@@ -59,15 +109,10 @@ func successors(k *keyring.Key, number int) []int {
 	return next
 }
 
-// leftBehind names the sources of a version that were not accepted with any
-// of its successors.
-func (t *Tracker) leftBehind(versions map[int]*version, number int, successors []int) []string {
-	old := versions[number]
-	if old == nil {
-		return nil
-	}
+// moved has the hashes of the sources that were accepted with any of numbers.
+func (t *Tracker) moved(versions map[int]*version, numbers []int) map[uint64]bool {
 	moved := map[uint64]bool{}
-	for _, n := range successors {
+	for _, n := range numbers {
 		if v := versions[n]; v != nil {
 			for name, s := range v.sources {
 				if name != Other && s.Count > 0 {
@@ -79,6 +124,17 @@ func (t *Tracker) leftBehind(versions map[int]*version, number int, successors [
 			}
 		}
 	}
+	return moved
+}
+
+// leftBehind names the sources of a version that were not accepted with any
+// of its successors.
+func (t *Tracker) leftBehind(versions map[int]*version, number int, successors []int) []string {
+	old := versions[number]
+	if old == nil {
+		return nil
+	}
+	moved := t.moved(versions, successors)
 	var left []string
 	for name, s := range old.sources {
 		if name != Other && s.Count > 0 && !moved[t.hash(name)] {

@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// Package usage counts, in memory, which versions of a key are in use and
-// from where, and judges whether a version has drained.
+// Package usage counts which versions of a key are in use and from where, and
+// judges whether a version has drained.
 //
-// What it does not know it does not guess: after a start, and after a record
-// had to make room for others, quiet time counts from that moment, so a loss
-// of memory can only delay a judgement of drained, never hasten it.
+// A Tracker counts in memory, at the cost of a map look-up: nothing is read or
+// written when a key is verified. A Book adds what was counted to pages in
+// storage about once a minute, and only to pages whose keys were used. A crash
+// loses the counts since the last flush and nothing else.
+//
+// What is not known is not guessed: after a start, and after a record had to
+// make room for others, quiet time counts from that moment, so a loss of
+// memory can only delay a judgement of drained, never hasten it.
 package usage
 
 import (
@@ -20,11 +25,12 @@ const (
 	// shardCount is how many verifications can be counted at once.
 	shardCount = 32
 	// maxKeys bounds the keys that are remembered, and maxWeight what is
-	// remembered of them: a weight of one is a key, a version, a source, or
-	// overflowPerWeight sources beyond maxSources, about 200 bytes each. A full
-	// Tracker takes about 100 MB.
+	// remembered of them: a weight of one is a key, a version, a source,
+	// minutesPerWeight minutes of its last hour, or overflowPerWeight sources
+	// beyond maxSources, about 200 bytes each. A full Tracker takes about
+	// 160 MB.
 	maxKeys   = 100_000
-	maxWeight = 500_000
+	maxWeight = 800_000
 	// maxVersions bounds the versions of one key; a role keeps at most 100.
 	maxVersions = 128
 	// maxSources bounds the sources of one version that are counted apart; the
@@ -32,6 +38,7 @@ const (
 	maxSources        = 32
 	maxOverflow       = 1024
 	overflowPerWeight = 8
+	minutesPerWeight  = 12
 	// Other stands for all sources beyond the first ones.
 	Other = "other"
 )
@@ -48,6 +55,10 @@ type shard struct {
 	keys *simplelru.LRU[string, *record]
 	// weight is the sum of those of keys.
 	weight int
+	// dirty are the keys with counts that no page has, and orphans the counts
+	// of those that had to make room before a flush.
+	dirty   map[string]struct{}
+	orphans map[string]*delta
 	// since is the time from which a key that is not in keys is known not to
 	// have been used.
 	since time.Time
@@ -86,6 +97,29 @@ type Source struct {
 	Count    uint64
 	Refused  uint64
 	LastUsed time.Time
+	// Minutes of the last hour and Hours that are kept, by their number since
+	// 1970, with the accepted uses in them; sparse. Only Book.Read fills them.
+	Minutes map[string]uint64
+	Hours   map[string]uint64
+
+	// unflushed is what no page has yet.
+	unflushed counts
+	// minutes are the accepted uses of the last hour, sparse.
+	minutes series
+}
+
+// counts are what a flush adds to a page.
+type counts struct {
+	count, refused uint64
+	hours          series
+}
+
+// delta is what is to be added to the page of one key, by version and source.
+type delta map[int]map[string]addition
+
+type addition struct {
+	counts
+	lastUsed time.Time
 }
 
 // New returns a Tracker that knows nothing before now.
@@ -97,6 +131,7 @@ func New(now time.Time) *Tracker {
 			panic(err) // the library refuses only a size below one
 		}
 		t.shards[i].keys, t.shards[i].since = keys, now
+		t.shards[i].dirty, t.shards[i].orphans = map[string]struct{}{}, map[string]*delta{}
 	}
 	return t
 }
@@ -105,8 +140,18 @@ func (t *Tracker) hash(s string) uint64 { return maphash.String(t.seed, s) }
 
 func (t *Tracker) shard(keyID string) *shard { return &t.shards[t.hash(keyID)%shardCount] }
 
-// Record counts one verification of a version from a source.
-func (t *Tracker) Record(now time.Time, keyID string, number int, source string, accepted bool) {
+// Record counts one verification of a version from a source. It reports
+// whether this was the first that it knows of for the version, and for the
+// source.
+func (t *Tracker) Record(now time.Time, keyID string, number int, source string, accepted bool) (newVersion, newSource bool) {
+	if accepted {
+		return t.Add(now, keyID, number, source, 1, 0)
+	}
+	return t.Add(now, keyID, number, source, 0, 1)
+}
+
+// Add counts several verifications at once, the last of them at now.
+func (t *Tracker) Add(now time.Time, keyID string, number int, source string, accepted, refused uint64) (newVersion, newSource bool) {
 	s := t.shard(keyID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -120,16 +165,17 @@ func (t *Tracker) Record(now time.Time, keyID string, number int, source string,
 		v = r.add(number)
 	}
 	src := v.sources[source]
+	newSource = src == nil && accepted > 0
+	newVersion = v.count == 0 && accepted > 0
 	if src == nil {
-		src = t.newSource(r, v, source, accepted)
+		src = t.newSource(r, v, source, accepted > 0)
 	}
-	if accepted {
-		v.count++
-		src.Count++
-	} else {
-		v.refused++
-		src.Refused++
-	}
+	v.count += accepted
+	v.refused += refused
+	minutes := len(src.minutes)
+	src.add(now, accepted, refused)
+	r.weight += len(src.minutes)/minutesPerWeight - minutes/minutesPerWeight
+	s.dirty[keyID] = struct{}{}
 	if now.After(v.lastUsed) {
 		v.lastUsed = now
 	}
@@ -139,6 +185,18 @@ func (t *Tracker) Record(now time.Time, keyID string, number int, source string,
 	if r.weight != before {
 		s.weight += r.weight - before
 		s.shed()
+	}
+	return newVersion, newSource
+}
+
+func (src *Source) add(now time.Time, accepted, refused uint64) {
+	src.Count += accepted
+	src.Refused += refused
+	src.unflushed.count += accepted
+	src.unflushed.refused += refused
+	if accepted > 0 {
+		src.minutes.add(now.Unix()/60, accepted, now.Unix()/60-60)
+		src.unflushed.hours.add(now.Unix()/3600, accepted, 0)
 	}
 }
 
@@ -164,11 +222,12 @@ func (s *shard) shed() {
 
 // evict forgets the key that was used longest ago, and remembers when that was.
 func (s *shard) evict() {
-	_, r, ok := s.keys.RemoveOldest()
+	id, r, ok := s.keys.RemoveOldest()
 	if !ok {
 		return
 	}
 	s.weight -= r.weight
+	s.orphan(id, r)
 	for _, v := range r.versions {
 		s.since = later(s.since, v.lastUsed)
 	}
@@ -196,7 +255,11 @@ func (r *record) add(number int) *version {
 }
 
 func (v *version) weight() int {
-	return 1 + len(v.sources) + (len(v.overflow)+overflowPerWeight-1)/overflowPerWeight
+	weight := 1 + len(v.sources) + (len(v.overflow)+overflowPerWeight-1)/overflowPerWeight
+	for _, src := range v.sources {
+		weight += len(src.minutes) / minutesPerWeight
+	}
+	return weight
 }
 
 // newSource returns where a source that has no entry of its own is counted,
@@ -271,6 +334,8 @@ func (t *Tracker) Forget(keyID string) {
 		s.weight -= r.weight
 		s.keys.Remove(keyID)
 	}
+	delete(s.dirty, keyID)
+	delete(s.orphans, keyID)
 }
 
 func later(t, o time.Time) time.Time {

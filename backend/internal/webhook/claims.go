@@ -317,7 +317,8 @@ func (c *Claims) sweepDay(ctx context.Context, day string, most int) (removed in
 			return removed, fmt.Errorf("read a claim: %w", err)
 		}
 		var entry claimEntry
-		if raw == nil || json.Unmarshal(raw, &entry) == nil && c.clock.Now().Before(entry.Expires.Add(claimKeep)) {
+		err = json.Unmarshal(raw, &entry)
+		if errors.Is(err, errNewer) || err == nil && c.clock.Now().Before(entry.Expires.Add(claimKeep)) {
 			continue
 		}
 		if err := c.storage.DeleteClaim(ctx, day, id); err != nil {

@@ -99,42 +99,42 @@ func (g *guard) lookup(ctx context.Context, host string) ([]netip.Addr, error) {
 // reserved are the special-purpose blocks of IANA's registries, and what
 // clouds use for the metadata of machines outside of them.
 var reserved = prefixes(
-	"0.0.0.0/8",          // this network
-	"10.0.0.0/8",         // private
-	"100.64.0.0/10",      // carrier-grade NAT; Alibaba's metadata
-	"127.0.0.0/8",        // loopback
-	"168.63.129.16/32",   // Azure's host
-	"169.254.0.0/16",     // link-local; metadata of most clouds
-	"172.16.0.0/12",      // private
-	"192.0.0.0/24",       // protocol assignments; Oracle's metadata
-	"192.0.2.0/24",       // documentation
-	"192.31.196.0/24",    // AS112
-	"192.52.193.0/24",    // AMT
-	"192.88.99.0/24",     // 6to4 relays
-	"192.168.0.0/16",     // private
-	"192.175.48.0/24",    // AS112
-	"198.18.0.0/15",      // benchmarks
-	"198.51.100.0/24",    // documentation
-	"203.0.113.0/24",     // documentation
-	"224.0.0.0/4",        // multicast
-	"240.0.0.0/4",        // reserved, and broadcast
-	"2001::/23",          // protocol assignments, Teredo and ORCHID among them
-	"2001:db8::/32",      // documentation
-	"2002::/16",          // 6to4
-	"2620:4f:8000::/48",  // AS112
-	"3fff::/20",          // documentation
-	"2001:4:112::/48",    // AS112
-	"64:ff9b:1::/48",     // NAT64 of a local network
-	"fd00:ec2::254/128",  // Amazon's metadata, inside the unique local block
-	"fd20:ce::254/128",   // Google's
-	"2000::/128",         // not a host
-	"::/96",              // unspecified, loopback, IPv4-compatible
-	"fc00::/7",           // unique local
-	"fe80::/10",          // link-local
-	"fec0::/10",          // site-local
-	"ff00::/8",           // multicast
-	"100::/64",           // discard
-	"5f00::/16",          // segment routing
+	"0.0.0.0/8",         // this network
+	"10.0.0.0/8",        // private
+	"100.64.0.0/10",     // carrier-grade NAT; Alibaba's metadata
+	"127.0.0.0/8",       // loopback
+	"168.63.129.16/32",  // Azure's host
+	"169.254.0.0/16",    // link-local; metadata of most clouds
+	"172.16.0.0/12",     // private
+	"192.0.0.0/24",      // protocol assignments; Oracle's metadata
+	"192.0.2.0/24",      // documentation
+	"192.31.196.0/24",   // AS112
+	"192.52.193.0/24",   // AMT
+	"192.88.99.0/24",    // 6to4 relays
+	"192.168.0.0/16",    // private
+	"192.175.48.0/24",   // AS112
+	"198.18.0.0/15",     // benchmarks
+	"198.51.100.0/24",   // documentation
+	"203.0.113.0/24",    // documentation
+	"224.0.0.0/4",       // multicast
+	"240.0.0.0/4",       // reserved, and broadcast
+	"2001::/23",         // protocol assignments, Teredo and ORCHID among them
+	"2001:db8::/32",     // documentation
+	"2002::/16",         // 6to4
+	"2620:4f:8000::/48", // AS112
+	"3fff::/20",         // documentation
+	"2001:4:112::/48",   // AS112
+	"64:ff9b:1::/48",    // NAT64 of a local network
+	"fd00:ec2::254/128", // Amazon's metadata, inside the unique local block
+	"fd20:ce::254/128",  // Google's
+	"2000::/128",        // not a host
+	"::/96",             // unspecified, loopback, IPv4-compatible
+	"fc00::/7",          // unique local
+	"fe80::/10",         // link-local
+	"fec0::/10",         // site-local
+	"ff00::/8",          // multicast
+	"100::/64",          // discard
+	"5f00::/16",         // segment routing
 )
 
 // global is where IPv6 has public hosts, nat64 the one block outside of it

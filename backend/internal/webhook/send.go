@@ -147,8 +147,6 @@ func (s *sender) post(ctx context.Context, h *Hook, a *Attempt, body []byte) {
 		a.Failure = FailureInternal
 		return
 	}
-	// Without it, the transport has no copy to send a second time by itself.
-	req.GetBody = nil
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", userAgent)
 	req.Header.Set(standardwebhooks.HeaderWebhookID, a.EventID)

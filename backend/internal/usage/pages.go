@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package usage
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// splitSize is the size in bytes at which a page is split in two. It is
+	// half of what a page may be, so that one flush cannot pass that.
+	splitSize = 256 << 10
+	// maxRecord bounds one key on its page, in bytes of JSON: beyond it the
+	// oldest hours go first, then the oldest versions.
+	maxRecord = 32 << 10
+	// maxDepth bounds how often pages split: 2^24 pages.
+	maxDepth = 24
+	// pageSchema is the major version of the stored form.
+	pageSchema = 1
+)
+
+// PageStore keeps pages by name. A name is a string of 0 and 1: the first bits
+// of the hashes of the ids on it; the first page is named "r".
+type PageStore interface {
+	// GetPage returns nil where there is no such page.
+	GetPage(ctx context.Context, name string) ([]byte, error)
+	PutPage(ctx context.Context, name string, data []byte) error
+	DeletePage(ctx context.Context, name string) error
+	ListPages(ctx context.Context) ([]string, error)
+}
+
+// page is what is stored of the use of some keys.
+type page struct {
+	Schema int                 `json:"schema"`
+	Keys   map[string]*keyPage `json:"keys"`
+}
+
+// keyPage is what is stored of one key, by version and source.
+type keyPage struct {
+	Versions map[int]map[string]*sourcePage `json:"v"`
+}
+
+// sourcePage is what is stored of one source of one version. Its names are
+// short because there are many.
+type sourcePage struct {
+	Count    uint64            `json:"c,omitempty"`
+	Refused  uint64            `json:"r,omitempty"`
+	LastUsed int64             `json:"l,omitempty"`
+	Hours    map[string]uint64 `json:"h,omitempty"`
+}
+
+func (s *sourcePage) lastUsed() time.Time {
+	if s.LastUsed == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(s.LastUsed).UTC()
+}
+
+const root = "r"
+
+// bits is the hash of an id as a string of 0 and 1.
+func bits(keyID string) string {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(keyID))
+	// FNV's high bits mix badly for short inputs: fold them.
+	sum := h.Sum64()
+	sum ^= sum >> 32
+	sum *= 0x9E3779B97F4A7C15
+	return fmt.Sprintf("%064b", sum)[:maxDepth]
+}
+
+// directory knows which pages there are.
+type directory map[string]struct{}
+
+// of returns the name of the page that holds a key: the deepest that there is.
+func (d directory) of(keyID string) string {
+	b := bits(keyID)
+	for depth := maxDepth; depth > 0; depth-- {
+		if _, ok := d[b[:depth]]; ok {
+			return b[:depth]
+		}
+	}
+	return root
+}
+
+func decodePage(data []byte) (*page, error) {
+	p := &page{Schema: pageSchema, Keys: map[string]*keyPage{}}
+	if data == nil {
+		return p, nil
+	}
+	if err := json.Unmarshal(data, p); err != nil {
+		return nil, fmt.Errorf("a page of usage is damaged")
+	}
+	if p.Schema > pageSchema {
+		return nil, fmt.Errorf("a page of usage has schema %d, and this plugin reads up to %d", p.Schema, pageSchema)
+	}
+	if p.Keys == nil {
+		p.Keys = map[string]*keyPage{}
+	}
+	return p, nil
+}
+
+// merge adds d to the record of a key. Hours before oldest are dropped.
+func (p *page) merge(keyID string, d delta, oldest int64) {
+	k := p.Keys[keyID]
+	if k == nil || k.Versions == nil {
+		k = &keyPage{Versions: map[int]map[string]*sourcePage{}}
+		p.Keys[keyID] = k
+	}
+	for number, sources := range d {
+		stored := k.Versions[number]
+		if stored == nil {
+			stored = map[string]*sourcePage{}
+			k.Versions[number] = stored
+		}
+		for name, add := range sources {
+			if _, known := stored[name]; !known && len(stored) > maxSources {
+				name = Other
+			}
+			s := stored[name]
+			if s == nil {
+				s = &sourcePage{}
+				stored[name] = s
+			}
+			s.Count += add.count
+			s.Refused += add.refused
+			if !add.lastUsed.IsZero() {
+				s.LastUsed = max(s.LastUsed, add.lastUsed.UnixMilli())
+			}
+			for _, h := range add.hours {
+				if s.Hours == nil {
+					s.Hours = map[string]uint64{}
+				}
+				s.Hours[strconv.FormatInt(h.slot, 10)] += h.count
+			}
+		}
+	}
+	k.trim(oldest)
+}
+
+// trim drops hours before oldest, and whatever does not fit maxRecord.
+func (k *keyPage) trim(oldest int64) {
+	for _, sources := range k.Versions {
+		for _, s := range sources {
+			maps.DeleteFunc(s.Hours, func(h string, _ uint64) bool {
+				slot, err := strconv.ParseInt(h, 10, 64)
+				return err != nil || slot < oldest
+			})
+		}
+	}
+	for range 8 {
+		size := k.size()
+		if size <= maxRecord {
+			return
+		}
+		k.shrink(oldest)
+		oldest += 24
+	}
+	for len(k.Versions) > 1 && k.size() > maxRecord {
+		delete(k.Versions, slices.Min(slices.Collect(maps.Keys(k.Versions))))
+	}
+}
+
+func (k *keyPage) shrink(oldest int64) {
+	for _, sources := range k.Versions {
+		for _, s := range sources {
+			maps.DeleteFunc(s.Hours, func(h string, _ uint64) bool {
+				slot, err := strconv.ParseInt(h, 10, 64)
+				return err != nil || slot < oldest+24
+			})
+		}
+	}
+}
+
+// size is about what the record takes as JSON.
+func (k *keyPage) size() int {
+	size := 32
+	for _, sources := range k.Versions {
+		size += 8
+		for name, s := range sources {
+			size += len(name) + 48 + 14*len(s.Hours)
+		}
+	}
+	return size
+}
+
+// split divides a page by the next bit of its keys.
+func (p *page) split(name string) map[string]*page {
+	prefix := strings.TrimPrefix(name, root)
+	halves := map[string]*page{}
+	for _, bit := range []string{"0", "1"} {
+		halves[prefix+bit] = &page{Schema: pageSchema, Keys: map[string]*keyPage{}}
+	}
+	for id, k := range p.Keys {
+		halves[bits(id)[:len(prefix)+1]].Keys[id] = k
+	}
+	return halves
+}
