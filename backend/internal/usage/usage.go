@@ -28,9 +28,9 @@ const (
 	// remembered of them: a weight of one is a key, a version, a source,
 	// minutesPerWeight minutes of its last hour, or overflowPerWeight sources
 	// beyond maxSources, about 200 bytes each. A full Tracker takes about
-	// 160 MB.
+	// 130 MB.
 	maxKeys   = 100_000
-	maxWeight = 800_000
+	maxWeight = 640_000
 	// maxVersions bounds the versions of one key; a role keeps at most 100.
 	maxVersions = 128
 	// maxSources bounds the sources of one version that are counted apart; the
