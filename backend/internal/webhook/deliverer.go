@@ -95,7 +95,7 @@ type Deliverer struct {
 	loaded bool
 	queues map[string]*queue
 	// ctx is set while the Deliverer runs.
-	ctx     context.Context //nolint:containedctx // it is the life of goroutines that start later
+	ctx     context.Context
 	cancel  context.CancelFunc
 	stopped bool
 
@@ -463,7 +463,7 @@ func (d *Deliverer) complete(h, before *Hook, now time.Time) error {
 	case h.Enabled && !wasEnabled:
 		h.EnabledTime, h.DisabledTime, h.DisabledReason = now, time.Time{}, ""
 		h.FailingSince, h.Exhausted = time.Time{}, 0
-	case !h.Enabled && (wasEnabled && before != nil || before == nil):
+	case !h.Enabled && wasEnabled:
 		h.DisabledTime = now
 		if h.DisabledReason == "" {
 			h.DisabledReason = "an operator disabled it"
@@ -489,8 +489,8 @@ func (q *queue) install(h, before *Hook) {
 	if before == nil {
 		return
 	}
-	if enabled || before.URL != h.URL || before.AllowPrivate != h.AllowPrivate {
-		// It may be another receiver now.
+	if enabled || before.URL != h.URL || before.AllowPrivate != h.AllowPrivate || !slices.Equal(before.Secrets, h.Secrets) {
+		// What was wrong may be right now.
 		q.failures = 0
 		q.hurry()
 	}

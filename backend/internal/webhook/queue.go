@@ -63,7 +63,7 @@ type queue struct {
 	d    *Deliverer
 	name string
 	wake chan struct{}
-	// cancel stops its goroutine and attempts. It is set under mu.
+	// cancel stops its goroutine and attempts. The Deliverer's mu guards it.
 	cancel context.CancelFunc
 
 	// entry keeps writes to the outbox apart from a change of the hook's own
@@ -72,7 +72,7 @@ type queue struct {
 	entry sync.RWMutex
 
 	mu sync.Mutex
-	// settled is signalled whenever something ends or begins.
+	// changed is signalled when a stream is given back, or nothing is to do.
 	changed *sync.Cond
 	// hook is replaced, never changed. It is nil where the stored one cannot
 	// be read, for the reason in unreadable.
@@ -127,14 +127,16 @@ func (q *queue) add(id string, seq uint64, now time.Duration) {
 		q.pending++
 		return
 	}
-	i, found := slices.BinarySearch(s.seqs, seq)
-	if found {
+	if slices.Contains(s.seqs, seq) {
 		return
 	}
-	q.pending++
-	if i == 0 && s.index < 0 {
-		i = 1 // the first one is being sent
+	first := 0
+	if s.index < 0 {
+		first = 1 // the one before it is being sent
 	}
+	i, _ := slices.BinarySearch(s.seqs[first:], seq)
+	i += first
+	q.pending++
 	s.seqs = slices.Insert(s.seqs, i, seq)
 	if i == 0 {
 		s.begin(now)
@@ -215,7 +217,7 @@ func (q *queue) handle(ctx context.Context, s *stream) {
 		then = q.attempt(ctx, s)
 		return nil
 	}); err != nil {
-		q.d.logger.Error("a webhook delivery panicked", "webhook", q.name, "event", messageID(EventID(s.id, s.seqs[0])), "error", err)
+		q.d.logger.Error("a webhook delivery panicked", "webhook", q.name, "error", err)
 		then = func(context.Context) { q.putOff(s, maxPause) }
 	}
 	if err := recovered(func() error {
@@ -250,7 +252,9 @@ func (q *queue) putOff(s *stream, delay time.Duration) {
 
 // storageFailed waits for storage to come back.
 func (q *queue) storageFailed(s *stream, err error) {
-	q.d.logger.Warn("storage failed; webhook deliveries wait", "webhook", q.name, "error", err)
+	if !errors.Is(err, context.Canceled) {
+		q.d.logger.Warn("storage failed; webhook deliveries wait", "webhook", q.name, "error", err)
+	}
 	q.giveBack(s, func() {
 		wait := min(maxPause, minPause<<min(q.storageFailures, 6))
 		q.storageFailures++
@@ -575,7 +579,7 @@ func (q *queue) remember(a Attempt) {
 	q.logNext = (q.logNext + 1) % logSize
 }
 
-// attempts returns the log, newest first. The caller holds mu.
+// attemptsLogged returns the log, newest first. The caller holds mu.
 func (q *queue) attemptsLogged() []Attempt {
 	log := slices.Concat(q.log[q.logNext:], q.log[:q.logNext])
 	slices.Reverse(log)
