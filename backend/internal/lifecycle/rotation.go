@@ -211,23 +211,12 @@ const (
 // due before was made by Postpone, and the key is dealt with now. After an
 // error the key is still filed; a caller that finds it damaged postpones it.
 func (kp *Keeper) Apply(ctx context.Context, id string, minute int64, early bool) (changed bool, err error) {
-	tomb, err := kp.Store.Key(ctx, id)
-	if err != nil {
-		return false, err
-	}
-	name := cleanupName(tomb)
-	if name != "" {
-		// Somebody may be making a new key of that name.
-		defer kp.Store.LockName(name)()
-	}
 	defer kp.Store.LockKey(id)()
 	k, err := kp.Store.Key(ctx, id)
 	if err != nil {
 		return false, err
 	}
 	switch {
-	case k != nil && cleanupName(k) != name && k.NextTick == minute:
-		return false, nil // deleted just now: who did it cleans up
 	case early && (k == nil || k.NextTick != minute):
 		return false, nil
 	case k == nil || k.NextTick == 0 || k.NextTick > minute:
@@ -238,14 +227,6 @@ func (kp *Keeper) Apply(ctx context.Context, id string, minute int64, early bool
 		err = kp.Store.DropDue(ctx, minute, id)
 	}
 	return changed, err
-}
-
-// cleanupName is the name whose entry a tombstone has still to remove.
-func cleanupName(k *keyring.Key) string {
-	if k == nil || k.Cleanup == nil {
-		return ""
-	}
-	return k.Cleanup.Name
 }
 
 func (kp *Keeper) apply(ctx context.Context, k *keyring.Key, early bool) (changed bool, err error) {
