@@ -195,8 +195,8 @@ func (s *story) role(w words) {
 	s.p.RollbackWindow = w.setting(s, "rollback", s.p.RollbackWindow)
 	s.p.VersionTTL = w.setting(s, "version_ttl", s.p.VersionTTL)
 	s.p.ExtendUntilDrained = s.p.ExtendUntilDrained || w.has("extend_until_drained")
-	if max, ok := w.text("max"); ok {
-		n, err := strconv.Atoi(max)
+	if most, ok := w.text("max"); ok {
+		n, err := strconv.Atoi(most)
 		if err != nil {
 			s.Fatal(err)
 		}
