@@ -120,6 +120,7 @@ func (k *Key) NextDue(now time.Time, p Policy, drained DrainCheck) time.Time {
 			if len(v.Sealed) > 0 {
 				want(v.RestorableUntil)
 			}
+		case StateUnknown, StateRevoked, StateCompromised:
 		}
 		if over && i < len(k.Versions)-1 && v.prunable() {
 			want(later(now, v.RestorableUntil))

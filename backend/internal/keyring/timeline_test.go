@@ -169,13 +169,14 @@ func (s *story) do(line string) []string {
 		}
 		return []string{"never"}
 	default:
-		if next, err := s.try(s.transition(verb, w)); err != nil {
+		next, err := s.try(s.transition(verb, w))
+		if err != nil {
 			return []string{"refused: " + err.Error()}
-		} else if next == s.k {
-			return []string{"nothing to do"}
-		} else {
-			s.k = next
 		}
+		if next == s.k {
+			return []string{"nothing to do"}
+		}
+		s.k = next
 		if ttl, ok := w.text("ttl"); ok {
 			d, err := time.ParseDuration(ttl)
 			if err != nil {
