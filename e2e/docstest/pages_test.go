@@ -28,7 +28,7 @@ func runPages(t *testing.T) []string {
 	t.Helper()
 	root := repoRoot(t)
 	pages := []string{"README.md"}
-	for _, dir := range []string{"docs/tutorial", "docs/how-to"} {
+	for _, dir := range []string{"docs/tutorial", "docs/how-to", "docs/reference", "docs/explanation"} {
 		found, err := filepath.Glob(filepath.Join(root, dir, "*.md"))
 		if err != nil || len(found) == 0 {
 			t.Fatalf("no pages in %s: %v", dir, err)
