@@ -214,7 +214,10 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 		return nil, err
 	}
 	e := &engine{store: s, lost: make(chan string, 1024)}
-	e.keeper = &lifecycle.Keeper{Store: s, Clock: b.clock, Rand: b.rand, Usage: usage.New(b.clock.Now()), Logger: b.Logger()}
+	tracker := usage.New(b.clock.Now())
+	e.keeper = &lifecycle.Keeper{
+		Store: s, Clock: b.clock, Rand: b.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages()), Logger: b.Logger(),
+	}
 	e.ticker = jobs.NewTicker(e.keeper, b.Logger())
 	e.bulk = jobs.NewBulk(e.keeper, b.Logger())
 	if writable {

@@ -33,6 +33,6 @@ Use that is not known counts as use.`,
 
 func (b *Backend) retireKey(ctx context.Context, c *call) (*logical.Response, error) {
 	return b.verb(ctx, c, func(k *keyring.Key, r *role.Role, cause keyring.Cause) (*keyring.Key, error) {
-		return k.Retire(cause, c.number(fieldVersion), c.keeper.Drained(k, r, cause.Now), c.flag(fieldForce))
+		return k.Retire(cause, c.number(fieldVersion), c.keeper.Drained(ctx, k, r, cause.Now), c.flag(fieldForce))
 	})
 }

@@ -25,11 +25,11 @@ type client struct {
 	refusals []string
 }
 
-// startClient starts a client of the key with this name. On the test's end it
-// must not have been refused once.
-func startClient(t testing.TB, m *mount, name string) *client {
+// startClient starts a client of the key "acme". On the test's end it must not
+// have been refused once.
+func startClient(t testing.TB, m *mount) *client {
 	t.Helper()
-	c := &client{m: m, name: name}
+	c := &client{m: m, name: "acme"}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
@@ -39,7 +39,7 @@ func startClient(t testing.TB, m *mount, name string) *client {
 	t.Cleanup(func() {
 		cancel()
 		<-done
-		t.Logf("the client of %s verified %d times and was refused %d times", name, c.uses.Load(), len(c.refusals))
+		t.Logf("the client of %s verified %d times and was refused %d times", c.name, c.uses.Load(), len(c.refusals))
 		for _, refusal := range c.refusals {
 			t.Errorf("a client that behaves was refused: %s", refusal)
 		}

@@ -35,7 +35,7 @@ func TestClusterKeepsKeysAliveAndRotatingOverFailovers(t *testing.T) {
 	cluster, m := ownCluster(t)
 	m.role("trading", "overlap_period", "1h", "ttl", "1h")
 	m.role("often", "rotation_period", "1m", "overlap_period", 0)
-	p := midOverlap(m, "acme", "trading")
+	p := midOverlap(m)
 
 	// A standby answers whatever the leader answers.
 	for _, node := range cluster.Nodes {

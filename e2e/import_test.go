@@ -65,7 +65,7 @@ func TestImportedKeysGoOnWorkingAndRotate(t *testing.T) {
 		fresh := m.rotate(name)
 		m.accepts(old)
 		m.accepts(fresh)
-		if m.read("static-creds/"+name)["api_key"] != fresh {
+		if m.read("static-creds/" + name)["api_key"] != fresh {
 			t.Errorf("static-creds/%s answers another key", name)
 		}
 	}

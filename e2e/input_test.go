@@ -312,6 +312,7 @@ func TestASecretInTheWrongFieldIsNeverEchoed(t *testing.T) {
 		t.Error("the server's log has a query")
 	}
 	// In a batch each item is a map of its own.
+	m.role("fresh")
 	items := map[string][]string{
 		"import": {"name", "role", "import_key", "import_sha256", "scopes", "bound_cidrs", "custom_metadata", "enabled", "colour"},
 		"verify": {"api_key", "scopes", "source", "source_ip", "colour"},
@@ -321,7 +322,7 @@ func TestASecretInTheWrongFieldIsNeverEchoed(t *testing.T) {
 			batch := []any{value}
 			for _, name := range names {
 				if _, isText := value.(string); !isText || !slices.Contains(textsByRight, name) {
-					item := fields("name", "x", "role", "trading", "import_key", legacyToken(), "api_key", "x")
+					item := fields("name", "x", "role", "fresh", "import_key", legacyToken(), "api_key", "x")
 					if path == "import" {
 						delete(item, "api_key")
 					}

@@ -28,10 +28,12 @@ type pair struct {
 	deadline time.Time
 }
 
-func midOverlap(m *mount, name, role string) pair {
+// midOverlap makes the key "acme" of the role "trading", and rotates it.
+func midOverlap(m *mount) pair {
 	m.t.Helper()
-	p := pair{m: m, name: name, old: m.key(name, role)}
-	p.current = m.rotate(name)
+	p := pair{m: m, name: "acme"}
+	p.old = m.key(p.name, "trading")
+	p.current = m.rotate(p.name)
 	p.deadline = m.accepts(p.old).AcceptedUntil
 	return p
 }
@@ -61,7 +63,7 @@ func TestRolloverOnRaft(t *testing.T) {
 	m := onRaft(t)
 	m.role("trading", "overlap_period", "3s")
 	v1 := m.key("acme", "trading")
-	startClient(t, m, "acme")
+	startClient(t, m)
 	v2 := m.rotate("acme")
 	m.accepts(v2)
 	m.endsOnTime(v1)
@@ -75,7 +77,7 @@ func TestKeysOutliveSealRestartAndKill(t *testing.T) {
 	srv := ownRaft(t)
 	m := enable(t, srv, "apikeys")
 	m.role("trading", "overlap_period", "1h")
-	p := midOverlap(m, "acme", "trading")
+	p := midOverlap(m)
 	short := m.key("short", "trading")
 	m.rotate("short", "overlap_period", "1s")
 
@@ -106,7 +108,7 @@ func TestKeysOutliveTheirPluginProcess(t *testing.T) {
 	srv := ownRaft(t)
 	m := enable(t, srv, "apikeys")
 	m.role("trading", "overlap_period", "1h")
-	p := midOverlap(m, "acme", "trading")
+	p := midOverlap(m)
 
 	killPlugin(t, srv)
 	p.holdsAfter("the kill of the plugin")
@@ -173,7 +175,7 @@ func TestKeysOutliveAnUpgradeInPlaceAndADowngrade(t *testing.T) {
 	srv := ownRaft(t)
 	m := enable(t, srv, "apikeys")
 	m.role("trading", "overlap_period", "1h", "ttl", "1h")
-	p := midOverlap(m, "acme", "trading")
+	p := midOverlap(m)
 	lease := m.call("GET", "creds/trading", nil)
 	leased, _ := lease.data["api_key"].(string)
 	runs := func(version string) {
@@ -235,7 +237,9 @@ func TestScheduledRotationHappensByItself(t *testing.T) {
 
 func TestAnOutageOfSeveralPeriodsIsOneRotation(t *testing.T) {
 	t.Parallel()
-	outages := map[string]struct{ down, up func(*testing.T, *harness.Server) }{
+	outages := map[string]struct {
+		down, up func(*testing.T, *harness.Server)
+	}{
 		"sealed": {
 			func(t *testing.T, s *harness.Server) { s.Seal(t) },
 			func(t *testing.T, s *harness.Server) { s.Unseal(t) },

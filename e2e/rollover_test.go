@@ -48,7 +48,7 @@ func TestRolloverByCLIAsAUserWould(t *testing.T) {
 	m.cli("write", "apikeys/roles/trading", "scopes=orders:read,orders:write", "overlap_period=3s")
 	m.cli("write", "apikeys/keys/acme", "role=trading", "scopes=orders:read", "custom_metadata=team=blue")
 	v1, _ := m.cliJSON("read", "apikeys/static-creds/acme")["api_key"].(string)
-	startClient(t, m, "acme")
+	startClient(t, m)
 
 	v2, _ := m.cliJSON("write", "-f", "apikeys/rotate/acme")["api_key"].(string)
 	if v1 == "" || v1 == v2 {
@@ -88,7 +88,7 @@ func TestRollbackMakesTheFormerVersionActiveAgain(t *testing.T) {
 	m := onDev(t)
 	m.role("trading", "overlap_period", "4s")
 	v1 := m.key("acme", "trading")
-	c := startClient(t, m, "acme")
+	c := startClient(t, m)
 	v2 := m.rotate("acme")
 	c.changesOverTo(2)
 
@@ -201,7 +201,7 @@ func TestActivationDelayHoldsANewVersionBackUntilPromoted(t *testing.T) {
 	m := onDev(t)
 	m.role("trading", "overlap_period", "1h")
 	v1 := m.key("acme", "trading")
-	startClient(t, m, "acme")
+	startClient(t, m)
 
 	v2 := m.rotate("acme", "activation_delay", "1h")
 	if v := m.accepts(v2); v.State != "pending" {

@@ -151,7 +151,7 @@ func TestDurationsReadBackAsSeconds(t *testing.T) {
 func TestPatchChangesWhatItNamesAndNullRestoresTheDefault(t *testing.T) {
 	t.Parallel()
 	m := onDev(t)
-	config, plain := m.read("config"), map[string]any{}
+	config := m.read("config")
 	m.generic("config", allOfTheConfig)
 	m.must(http.MethodPatch, "config", fields("leak_rate", 7))
 	m.readsBack("config", `{"report_leak": true, "leak_rate": 7, "usage_retention": 86400}`)
@@ -161,7 +161,7 @@ func TestPatchChangesWhatItNamesAndNullRestoresTheDefault(t *testing.T) {
 	}
 
 	m.role("plain")
-	plain = m.read("roles/plain")
+	plain := m.read("roles/plain")
 	m.generic("roles/full", allOfARole)
 	m.must(http.MethodPatch, "roles/full", fields("ttl", 60, "scopes", []string{"orders:read"}))
 	m.readsBack("roles/full", `{"ttl": 60, "scopes": ["orders:read"], "prefix": "tm_live", "overlap_period": 7200}`)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
 // Package docstest keeps the documentation true. Its tests run every command
-// of the README, the tutorial and the how-to guides against a real Vault,
+// of the README, the tutorial, the guides and the reference against a real Vault,
 // compare the output that a page shows with what came, apply the Terraform
 // examples as the provider does, run the Agent examples, and compare the
 // reference with the code:

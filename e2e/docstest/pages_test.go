@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -27,7 +28,7 @@ func runPages(t *testing.T) []string {
 	t.Helper()
 	root := repoRoot(t)
 	pages := []string{"README.md"}
-	for _, dir := range []string{"docs/tutorial", "docs/how-to"} {
+	for _, dir := range []string{"docs/tutorial", "docs/how-to", "docs/reference", "docs/explanation"} {
 		found, err := filepath.Glob(filepath.Join(root, dir, "*.md"))
 		if err != nil || len(found) == 0 {
 			t.Fatalf("no pages in %s: %v", dir, err)
@@ -45,15 +46,24 @@ func runPages(t *testing.T) []string {
 
 func TestDocsCommandsRun(t *testing.T) {
 	t.Parallel()
-	for _, page := range runPages(t) {
+	var ran, left atomic.Int64
+	pages := runPages(t)
+	t.Cleanup(func() {
+		t.Logf("%d commands of %d pages run; %d blocks not run, each listed with its reason", ran.Load(), len(pages), left.Load())
+	})
+	for _, page := range pages {
 		t.Run(strings.TrimSuffix(filepath.Base(page), ".md"), func(t *testing.T) {
 			t.Parallel()
-			runPage(t, page)
+			r, l := runPage(t, page)
+			ran.Add(int64(r))
+			left.Add(int64(l))
 		})
 	}
 }
 
-func runPage(t *testing.T, page string) {
+// runPage runs the blocks of a page and counts the commands that it ran, and
+// the blocks that it left out.
+func runPage(t *testing.T, page string) (ran, left int) {
 	all := blocks(t, page, readFile(t, repoRoot(t), page))
 	var content strings.Builder // of the blocks that are run
 	for _, b := range all {
@@ -62,7 +72,6 @@ func runPage(t *testing.T, page string) {
 		}
 	}
 	var sh *shell
-	ran, left := 0, 0
 	for _, b := range all {
 		switch {
 		case b.marks.notRun != "":
@@ -83,10 +92,11 @@ func runPage(t *testing.T, page string) {
 			ran++
 		}
 		if t.Failed() {
-			return
+			return ran, left
 		}
 	}
 	t.Logf("%s: %d commands run, %d blocks not run", page, ran, left)
+	return ran, left
 }
 
 // shell is a bash in which the commands of a page run.

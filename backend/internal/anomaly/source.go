@@ -68,11 +68,10 @@ func (d *Detector) Use(now time.Time, keyID string, version int, source string) 
 	defer s.mu.Unlock()
 	k := s.history(keyID, t)
 	if !k.used {
-		k.used, k.watched = true, t
+		k.used, k.watched, k.counted = true, t, t
 		if k.since >= t { // not learned
 			k.since, k.watched = t, t+discovery
 		}
-		k.counted = k.watched
 	}
 	if k.uses < learnUses {
 		k.uses++
@@ -111,8 +110,8 @@ func (d *Detector) Learn(keyID string, sources []string, since time.Time) {
 	}
 	if len(sources) < fullList && t < k.since {
 		k.since, k.uses = t, learnUses
-		if k.used && k.watched > k.counted {
-			k.watched = k.counted
+		if k.fresh == 0 {
+			k.watched = k.counted // the time of the first use, if there was one
 		}
 	}
 	s.shed(d.limits.sources)

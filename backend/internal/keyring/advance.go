@@ -58,7 +58,7 @@ func (k *Key) settle(c Cause) (changed bool) {
 // lapse records that the acceptance of v was over at end.
 func (k *Key) lapse(c Cause, v *Version, end time.Time) {
 	reason := "overlap over"
-	if v.ExpiredAt(end) {
+	if v.agedOut() {
 		reason = "version_ttl reached"
 		if k.Leased() {
 			reason = "lease expired"
@@ -120,6 +120,7 @@ func (k *Key) NextDue(now time.Time, p Policy, drained DrainCheck) time.Time {
 			if len(v.Sealed) > 0 {
 				want(v.RestorableUntil)
 			}
+		case StateUnknown, StateRevoked, StateCompromised:
 		}
 		if over && i < len(k.Versions)-1 && v.prunable() {
 			want(later(now, v.RestorableUntil))

@@ -18,9 +18,10 @@ const Schema = 1
 const (
 	// HistoryLimit is the number of transitions that a key remembers.
 	HistoryLimit = 100
-	// RequestLimit and RequestLife bound the request ids that a key remembers.
+	// RequestLimit is the number of request ids that a key remembers.
 	RequestLimit = 16
-	RequestLife  = 24 * time.Hour
+	// RequestLife is how long it remembers each.
+	RequestLife = 24 * time.Hour
 	// LeasedKeepTime is how long an ended leased key can still be read.
 	LeasedKeepTime = 24 * time.Hour
 )

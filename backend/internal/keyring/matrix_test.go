@@ -189,9 +189,13 @@ func TestEveryStateTimesEveryTransition(t *testing.T) {
 					return
 				}
 				f.must(row.apply(f, subject, when))
-				f.wantState(subject, want.(keyring.State))
+				after, ok := want.(keyring.State)
+				if !ok {
+					t.Fatalf("the entry is a %T", want)
+				}
+				f.wantState(subject, after)
 				f.k = reload(t, f.k)
-				f.wantState(subject, want.(keyring.State))
+				f.wantState(subject, after)
 			})
 		}
 	}

@@ -841,9 +841,11 @@ func TestVersionTTLIsAHardAge(t *testing.T) {
 		f.wantTime("accepted_until", f.version(1).AcceptedUntil, 100*time.Hour)
 		f.wantTime("overlap_ends", f.version(1).OverlapEnds, 100*time.Hour)
 		f.refused(keyring.ErrOverlapTooLong, f.extend(91*time.Hour, 1, 10*time.Hour))
-		f.wantCode(100*time.Hour, 1, keyring.CodeExpired)
+		// It is both retired and expired; RETIRED is told first.
+		f.wantCode(100*time.Hour, 1, keyring.CodeRetired)
 		f.tick(100 * time.Hour)
-		f.wantCode(100*time.Hour, 1, keyring.CodeExpired)
+		f.wantCode(100*time.Hour, 1, keyring.CodeRetired)
+		f.refused(keyring.ErrNotRestorable, f.rollback(100*time.Hour, keyring.RollbackOptions{Version: 1, Force: true}))
 	})
 	t.Run("a rollback does not renew it", func(t *testing.T) {
 		t.Parallel()

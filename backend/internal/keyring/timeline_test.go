@@ -169,13 +169,14 @@ func (s *story) do(line string) []string {
 		}
 		return []string{"never"}
 	default:
-		if next, err := s.try(s.transition(verb, w)); err != nil {
+		next, err := s.try(s.transition(verb, w))
+		if err != nil {
 			return []string{"refused: " + err.Error()}
-		} else if next == s.k {
-			return []string{"nothing to do"}
-		} else {
-			s.k = next
 		}
+		if next == s.k {
+			return []string{"nothing to do"}
+		}
+		s.k = next
 		if ttl, ok := w.text("ttl"); ok {
 			d, err := time.ParseDuration(ttl)
 			if err != nil {
@@ -195,8 +196,8 @@ func (s *story) role(w words) {
 	s.p.RollbackWindow = w.setting(s, "rollback", s.p.RollbackWindow)
 	s.p.VersionTTL = w.setting(s, "version_ttl", s.p.VersionTTL)
 	s.p.ExtendUntilDrained = s.p.ExtendUntilDrained || w.has("extend_until_drained")
-	if max, ok := w.text("max"); ok {
-		n, err := strconv.Atoi(max)
+	if most, ok := w.text("max"); ok {
+		n, err := strconv.Atoi(most)
 		if err != nil {
 			s.Fatal(err)
 		}

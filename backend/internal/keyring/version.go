@@ -134,14 +134,14 @@ func (v *Version) restorableUntil() time.Time {
 func (v *Version) prunable() bool { return v.State == StateRetired || v.State == StateRevoked }
 
 // agedOut tells whether it was the version's hard age or its lease that ended
-// it, and not only an overlap. The answer is the same before and after the
+// it, before any overlap was over. The answer is the same before and after the
 // retirement is recorded.
 func (v *Version) agedOut() bool {
 	end := v.EndedTime
 	if timed, ok := v.timedEnd(); ok {
 		end = timed
 	}
-	return v.ExpiredAt(end)
+	return v.ExpiredAt(end) && (v.SupersededTime.IsZero() || end.Before(v.OverlapEnds))
 }
 
 // retire records the end of an overlap at the instant at.

@@ -99,7 +99,7 @@ func (kp *Keeper) CopyOwed(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return kp.Store.CommitKey(ctx, k, next, kp.due(next, r, k.Now(kp.Store.Now())))
+	return kp.Store.CommitKey(ctx, k, next, kp.due(ctx, next, r, k.Now(kp.Store.Now())))
 }
 
 // finishDelete copies what a tombstone still owes before it is removed.

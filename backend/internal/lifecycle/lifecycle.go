@@ -39,6 +39,7 @@ type Keeper struct {
 	Clock  clock.Clock
 	Rand   io.Reader
 	Usage  *usage.Tracker
+	Book   *usage.Book
 	Logger hclog.Logger
 	// Outbox takes events; nil where nobody can be told.
 	Outbox Outbox
@@ -119,7 +120,7 @@ func (kp *Keeper) Create(ctx context.Context, spec Spec, cause keyring.Cause) (*
 	if k.Leased() {
 		k.Versions[0].ExpireTime = spec.ExpireTime
 	}
-	if err := kp.put(ctx, nil, k, kp.due(k, r, cause.Now)); err != nil {
+	if err := kp.put(ctx, nil, k, kp.due(ctx, k, r, cause.Now)); err != nil {
 		return nil, err
 	}
 	return &Made{Key: k, Role: r, Token: made, Version: 1}, nil
@@ -240,7 +241,7 @@ func (kp *Keeper) commit(ctx context.Context, before, after *keyring.Key, r *rol
 		after.Recorded = now
 	}
 	after.Failures = 0
-	return kp.put(ctx, before, after, kp.due(after, r, now))
+	return kp.put(ctx, before, after, kp.due(ctx, after, r, now))
 }
 
 // load returns a living key and its role.
@@ -286,7 +287,7 @@ func (kp *Keeper) Delete(ctx context.Context, id string, cause keyring.Cause) er
 		if err := kp.put(ctx, k, tomb, cause.Now); err != nil {
 			return err
 		}
-		kp.Usage.Forget(id)
+		kp.Book.Forget(id)
 	}
 	if err := kp.finishDelete(ctx, tomb); err != nil {
 		kp.Logger.Warn("a deleted key's index entries remain for the periodic function", "key_id", id, "error", err)
@@ -295,6 +296,6 @@ func (kp *Keeper) Delete(ctx context.Context, id string, cause keyring.Cause) er
 }
 
 // Drained is the check of use for one key.
-func (kp *Keeper) Drained(k *keyring.Key, r *role.Role, now time.Time) keyring.DrainCheck {
-	return kp.Usage.Drained(k, r.DrainQuietPeriod, now)
+func (kp *Keeper) Drained(ctx context.Context, k *keyring.Key, r *role.Role, now time.Time) keyring.DrainCheck {
+	return kp.Book.Drained(ctx, k, r.DrainQuietPeriod, now)
 }

@@ -207,10 +207,12 @@ func (w *world) mustTick() {
 	}
 }
 
-// run lets d pass, with a tick at every minute in which something is filed.
+// run lets d pass, with a tick now and at every minute in which something is
+// filed.
 func (w *world) run(d time.Duration, each func()) {
 	w.t.Helper()
 	end := w.clock.Now().Add(d)
+	w.mustTick()
 	for {
 		now := w.clock.Now()
 		next := end

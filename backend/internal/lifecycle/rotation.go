@@ -141,9 +141,9 @@ func (kp *Keeper) successor(before, after *keyring.Key, minted string) (string, 
 }
 
 // due is when the periodic function has to look at the key again.
-func (kp *Keeper) due(k *keyring.Key, r *role.Role, now time.Time) time.Time {
+func (kp *Keeper) due(ctx context.Context, k *keyring.Key, r *role.Role, now time.Time) time.Time {
 	now = k.Now(now)
-	next := k.NextDue(now, r.Policy(), kp.Drained(k, r, now))
+	next := k.NextDue(now, r.Policy(), kp.Drained(ctx, k, r, now))
 	rotation := rotationTime(k, r, now)
 	if next.IsZero() || !rotation.IsZero() && rotation.Before(next) {
 		next = rotation
@@ -211,23 +211,12 @@ const (
 // due before was made by Postpone, and the key is dealt with now. After an
 // error the key is still filed; a caller that finds it damaged postpones it.
 func (kp *Keeper) Apply(ctx context.Context, id string, minute int64, early bool) (changed bool, err error) {
-	tomb, err := kp.Store.Key(ctx, id)
-	if err != nil {
-		return false, err
-	}
-	name := cleanupName(tomb)
-	if name != "" {
-		// Somebody may be making a new key of that name.
-		defer kp.Store.LockName(name)()
-	}
 	defer kp.Store.LockKey(id)()
 	k, err := kp.Store.Key(ctx, id)
 	if err != nil {
 		return false, err
 	}
 	switch {
-	case k != nil && cleanupName(k) != name && k.NextTick == minute:
-		return false, nil // deleted just now: who did it cleans up
 	case early && (k == nil || k.NextTick != minute):
 		return false, nil
 	case k == nil || k.NextTick == 0 || k.NextTick > minute:
@@ -238,14 +227,6 @@ func (kp *Keeper) Apply(ctx context.Context, id string, minute int64, early bool
 		err = kp.Store.DropDue(ctx, minute, id)
 	}
 	return changed, err
-}
-
-// cleanupName is the name whose entry a tombstone has still to remove.
-func cleanupName(k *keyring.Key) string {
-	if k == nil || k.Cleanup == nil {
-		return ""
-	}
-	return k.Cleanup.Name
 }
 
 func (kp *Keeper) apply(ctx context.Context, k *keyring.Key, early bool) (changed bool, err error) {
@@ -261,7 +242,7 @@ func (kp *Keeper) apply(ctx context.Context, k *keyring.Key, early bool) (change
 		return false, err
 	}
 	now := k.Now(kp.Store.Now())
-	next, err := kp.advance(told, r, now)
+	next, err := kp.advance(ctx, told, r, now)
 	if err != nil {
 		return false, err
 	}
@@ -279,7 +260,7 @@ func (kp *Keeper) apply(ctx context.Context, k *keyring.Key, early bool) (change
 
 // advance is the transition of Apply. It returns nil for a leased key that is
 // to be forgotten.
-func (kp *Keeper) advance(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
+func (kp *Keeper) advance(ctx context.Context, k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
 	cause := keyring.Cause{Now: now, Actor: ActorPeriodic}
 	if k.Leased() {
 		if ended, last := k.EndedAll(now); ended && !now.Before(last.Add(keyring.LeasedKeepTime)) {
@@ -288,7 +269,7 @@ func (kp *Keeper) advance(k *keyring.Key, r *role.Role, now time.Time) (*keyring
 	}
 	// First the promotions and retirements: they may make room for a rotation,
 	// or leave the key in need of one.
-	return kp.rotateIfDue(k.Advance(cause, r.Policy(), kp.Drained(k, r, now)), r, cause)
+	return kp.rotateIfDue(k.Advance(cause, r.Policy(), kp.Drained(ctx, k, r, now)), r, cause)
 }
 
 // tickGrace is how late a tick may come without a rotation counting as having
@@ -358,7 +339,7 @@ func (kp *Keeper) endLeased(ctx context.Context, k *keyring.Key, now time.Time) 
 	if err := kp.put(ctx, k, tomb, now); err != nil {
 		return err
 	}
-	kp.Usage.Forget(k.ID)
+	kp.Book.Forget(k.ID)
 	return kp.finishDelete(ctx, tomb)
 }
 
@@ -375,7 +356,7 @@ func (kp *Keeper) Refile(ctx context.Context, id string) error {
 		if err != nil {
 			return err
 		}
-		due = kp.due(k, r, due)
+		due = kp.due(ctx, k, r, due)
 	}
 	return kp.put(ctx, k, k.Clone(), due)
 }
@@ -387,7 +368,7 @@ func (kp *Keeper) Reschedule(ctx context.Context, id string) error {
 	_, _, _, err := kp.Update(ctx, id, func(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
 		next := k.Clone()
 		next.RotateAt, next.Blocked = time.Time{}, ""
-		due := kp.due(next, r, now)
+		due := kp.due(ctx, next, r, now)
 		if k.RotateAt.IsZero() && kp.Store.FiledAt(k.NextTick, due) {
 			return k, nil
 		}

@@ -72,7 +72,7 @@ func (d *dueIndex) open(ctx context.Context) error {
 	d.mu.Lock()
 	for _, name := range names {
 		hour, err := strconv.ParseInt(name, 10, 64)
-		if err != nil {
+		if err != nil || hour < 0 {
 			continue
 		}
 		d.hours[hour] = &dueHour{}
@@ -258,7 +258,7 @@ func (d *dueIndex) unfile(ctx context.Context, minute int64, id string) {
 	}
 }
 
-func bitOf(minute int64) uint64 { return 1 << uint64(minute%60) }
+func bitOf(minute int64) uint64 { return 1 << (minute % 60) }
 
 // DueMinutes returns the minutes up to now that may hold something, oldest
 // first, and closes them. With nothing due it touches no storage; in a new

@@ -251,6 +251,18 @@ func TestADamagedMarkerMeansEveryMinute(t *testing.T) {
 	}
 }
 
+func TestMarkersWithOddNamesAreIgnored(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.create("a", minutes(1))
+	for _, name := range []string{"dueh/x", "dueh/-5", "dueh/9/9", "dueh/99999999999999999999"} {
+		w.raw(name, "1")
+	}
+	w.restart()
+	w.clock.Advance(2 * time.Hour)
+	w.expectTick("a")
+}
+
 // TestAnEntryWrittenWhileItsMinuteIsClosed: at whatever point of a tick the
 // entry lands, that tick or the next one finds it.
 func TestAnEntryWrittenWhileItsMinuteIsClosed(t *testing.T) {

@@ -18,6 +18,7 @@ const (
 	duePrefix      = "due/"
 	dueHourPrefix  = "dueh/"
 	rolloverPrefix = "rollover/"
+	usagePrefix    = "usage/"
 	workPrefix     = "work/"
 	donePrefix     = "done/"
 )

@@ -20,14 +20,29 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
-// Sizes of the caches, in entries. A key with a long history takes about
-// 15 KB, a fresh one about 1 KB.
+// Limits of the caches of one mount. A fresh key takes about 1.4 KB, one with
+// ten versions and a full history 28 KB (see BenchmarkLoadKey), so 128 MB hold
+// 80,000 of the former or 4,700 of the latter; a further one costs its
+// verification a read of storage and up to a millisecond. The others are counted in
+// entries: a name or an imported token takes about 200 bytes, a role 1 KB.
 const (
-	keyCacheSize      = 16384
+	keyCacheBytes     = 128 << 20
 	nameCacheSize     = 65536
-	roleCacheSize     = 1024
+	roleCacheSize     = 4096
 	importedCacheSize = 131072
 )
+
+// keyBytes is about what a key takes in memory.
+func keyBytes(k *keyring.Key) int {
+	n := 100 + 1000*len(k.Versions) + 180*len(k.History) + 150*len(k.Requests) + 40*len(k.BoundCIDRs)
+	if k.Scopes != nil {
+		n += 60 * len(*k.Scopes)
+	}
+	for name, value := range k.CustomMetadata {
+		n += 60 + len(name) + len(value)
+	}
+	return n
+}
 
 // ErrReadOnly says that this node may not write and that the mount has not
 // been set up by one that may.
@@ -87,10 +102,10 @@ func Open(ctx context.Context, storage logical.Storage, c clock.Clock, rand io.R
 
 		pointerLocks: locksutil.CreateLocks(),
 	}
-	s.keys = newCache[string, *keyring.Key](keyCacheSize)
-	s.names = newCache[string, string](nameCacheSize)
-	s.roles = newCache[string, *role.Role](roleCacheSize)
-	s.imported = newCache[token.Digest, string](importedCacheSize)
+	s.keys = newCache[string](keyCacheBytes, keyBytes)
+	s.names = newCache[string](nameCacheSize, one[string])
+	s.roles = newCache[string](roleCacheSize, one[*role.Role])
+	s.imported = newCache[token.Digest](importedCacheSize, one[string])
 	if err := s.openMount(ctx, rand, writable); err != nil {
 		return nil, err
 	}

@@ -37,7 +37,7 @@ func (b *Book) Drained(ctx context.Context, k *keyring.Key, quiet time.Duration,
 			return keyring.DrainVerdict{Why: "the stored use of the key could not be read"}
 		}
 		if left := b.tracker.leftStored(k, use, number); len(left) > 0 {
-			return keyring.DrainVerdict{Why: "not seen on a newer version yet: " + strings.Join(left, ", ")}
+			return keyring.DrainVerdict{Next: now.Add(recheck(k, number, quiet, now)), Why: "not seen on a newer version yet: " + strings.Join(left, ", ")}
 		}
 		return verdict
 	}
@@ -92,9 +92,17 @@ func (t *Tracker) drained(k *keyring.Key, quiet time.Duration, now time.Time, nu
 			quietSince.UTC().Format(time.RFC3339), needed, leastQuiet)}
 	}
 	if left := t.leftBehind(versions, number, successors(k, number)); len(left) > 0 {
-		return keyring.DrainVerdict{Why: "not seen on a newer version yet: " + strings.Join(left, ", ")}
+		return keyring.DrainVerdict{Next: now.Add(recheck(k, number, quiet, now)), Why: "not seen on a newer version yet: " + strings.Join(left, ", ")}
 	}
 	return keyring.DrainVerdict{Drained: true, Why: fmt.Sprintf("unused since %s, no source left on it", quietSince.UTC().Format(time.RFC3339))}
+}
+
+// recheck is how long after now to look again at a version that is quiet but
+// has laggards. Each look costs writes, and a laggard may take weeks: the
+// distance grows to an eighth of the time waited so far, and at most an hour.
+func recheck(k *keyring.Key, number int, quiet time.Duration, now time.Time) time.Duration {
+	v, _ := k.Version(number)
+	return max(time.Minute, quiet/12, min(time.Hour, now.Sub(v.OverlapEnds)/8))
 }
 
 // successors are the versions that stand in for number: the active one and

@@ -76,6 +76,30 @@ func TestLaggardsAreNamedByTheirLabelAlone(t *testing.T) {
 	}
 }
 
+// TestLaggardsAreLookedAtLessAndLess: a key that waits for weeks is not
+// written each minute.
+func TestLaggardsAreLookedAtLessAndLess(t *testing.T) {
+	t.Parallel()
+	tracker := usage.New(at(-24 * time.Hour))
+	tracker.Record(start, "k", 1, "c|eu", true)
+	k := rolling("k")
+	k.Versions[0].OverlapEnds = at(time.Hour)
+	looks := 0
+	for now := at(quiet); now.Before(at(30 * 24 * time.Hour)); looks++ {
+		v := tracker.Drained(k, quiet, now)(1)
+		if v.Drained || !v.Next.After(now) || v.Next.Sub(now) > time.Hour {
+			t.Fatalf("at %s: %+v", now, v)
+		}
+		if late, waited := v.Next.Sub(now), now.Sub(at(time.Hour)); late > max(5*time.Minute, waited/8) {
+			t.Fatalf("after %s the next look is %s away", waited, late)
+		}
+		now = v.Next
+	}
+	if looks > 800 {
+		t.Errorf("%d looks in 30 days", looks)
+	}
+}
+
 func TestARestartIsNoDrain(t *testing.T) {
 	t.Parallel()
 	restarted := usage.New(at(10 * time.Hour))

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
+)
+
+// UsagePages keeps the pages of use of the mount.
+func (s *Store) UsagePages() usage.PageStore { return usagePages{s} }
+
+type usagePages struct{ s *Store }
+
+func (u usagePages) GetPage(ctx context.Context, name string) ([]byte, error) {
+	entry, err := u.s.storage.Get(ctx, usagePrefix+name)
+	if err != nil {
+		return nil, fmt.Errorf("read usage entry: %w", err)
+	}
+	if entry == nil {
+		return nil, nil
+	}
+	return entry.Value, nil
+}
+
+func (u usagePages) PutPage(ctx context.Context, name string, data []byte) error {
+	if err := u.s.storage.Put(ctx, &logical.StorageEntry{Key: usagePrefix + name, Value: data}); err != nil {
+		return fmt.Errorf("write usage entry: %w", err)
+	}
+	return nil
+}
+
+func (u usagePages) DeletePage(ctx context.Context, name string) error {
+	return u.s.remove(ctx, usagePrefix+name)
+}
+
+func (u usagePages) ListPages(ctx context.Context) ([]string, error) {
+	return u.s.list(ctx, usagePrefix)
+}
