@@ -53,9 +53,12 @@ type Backend struct {
 	clock clock.Clock
 	rand  io.Reader
 
-	mu     sync.Mutex
-	open   *engine
-	closed bool
+	// opening is held while an engine is opened, which reads storage; mu never
+	// is, so that clean does not wait for storage.
+	opening sync.Mutex
+	mu      sync.Mutex
+	open    *engine
+	closed  bool
 
 	misses *missLimiter
 	// named has the patterns of the routes that name parts of the URL.
@@ -200,13 +203,13 @@ func (b *Backend) initialize(ctx context.Context, req *logical.InitializationReq
 // engine returns the mount's engine, opening it where that has not been done
 // or has failed before.
 func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.open != nil {
-		return b.open, nil
+	if e := b.opened(); e != nil {
+		return e, nil
 	}
-	if b.closed {
-		return nil, errors.New("the engine is shutting down")
+	b.opening.Lock()
+	defer b.opening.Unlock()
+	if e := b.opened(); e != nil {
+		return e, nil
 	}
 	writable := b.WriteSafeReplicationState()
 	s, err := store.Open(ctx, storage, b.clock, b.rand, writable)
@@ -224,15 +227,29 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 		if err := e.bulk.Open(ctx); err != nil {
 			return nil, err
 		}
-		b.startWorkers(e)
 		s.OnLost = e.refile
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, errors.New("the engine is shutting down")
+	}
+	if writable {
+		b.startWorkers(e)
 	}
 	b.open = e
 	return e, nil
 }
 
-// startWorkers begins what runs by itself, and does at once what a start may
-// have found overdue.
+// opened returns the mount's engine, or nil where it is not open yet.
+func (b *Backend) opened() *engine {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.open
+}
+
+// startWorkers begins what runs by itself. The first call of periodic, within
+// a minute, wakes it: a start does no work of its own.
 func (b *Backend) startWorkers(e *engine) {
 	e.ticks = jobs.StartWorker("tick", b.Logger(), func(ctx context.Context) error {
 		_, err := e.ticker.Tick(ctx)
@@ -299,10 +316,7 @@ func (b *Backend) clean(context.Context) {
 }
 
 func (b *Backend) invalidate(_ context.Context, key string) {
-	b.mu.Lock()
-	e := b.open
-	b.mu.Unlock()
-	if e != nil {
+	if e := b.opened(); e != nil {
 		e.store.Invalidate(key)
 	}
 }

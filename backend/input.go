@@ -48,7 +48,7 @@ func decodeFields(schema map[string]*framework.FieldSchema, raw map[string]any, 
 		case !known && lenient:
 			in.ignored = append(in.ignored, safeFieldName(name))
 		case !known:
-			return nil, badInput("%s is not a field of this path; accepted: %s", safeFieldName(name), strings.Join(sortedNames(schema), ", "))
+			return nil, badInput("%s is not a field of this path; accepted: %s", safeFieldName(name), acceptedNames(schema))
 		case raw[name] == nil:
 			in.nulls = append(in.nulls, name)
 		default:
@@ -60,6 +60,13 @@ func decodeFields(schema map[string]*framework.FieldSchema, raw map[string]any, 
 		}
 	}
 	return in, nil
+}
+
+func acceptedNames(schema map[string]*framework.FieldSchema) string {
+	if len(schema) == 0 {
+		return "none"
+	}
+	return strings.Join(sortedNames(schema), ", ")
 }
 
 // safeFieldName returns the name of an unknown field if it looks like one: a
@@ -168,7 +175,7 @@ const durationRule = `a duration in whole seconds, such as "24h", "90s" or 3600,
 // decodeDuration returns whole seconds as an int, as the SDK's duration
 // fields hold them.
 func decodeDuration(v any) (any, error) {
-	fault := fmt.Errorf("%s, got %s", durationRule, kindName(v))
+	fault := fmt.Errorf("%s, got %s that is none", durationRule, kindName(v))
 	var seconds int64
 	switch d := v.(type) {
 	case string:

@@ -107,7 +107,7 @@ func TestLeasesOfALeasedKeyOverlap(t *testing.T) {
 		t.Errorf("the former lease was renewed to %s, past the end of its overlap", a.secret.TTL)
 	}
 	m.clock.Advance(time.Hour)
-	m.wantCodes("EXPIRED VALID", v1, v2) // its lease ends with its overlap
+	m.wantCodes("RETIRED VALID", v1, v2)
 	if a := m.renew(lease1, time.Hour); a.status != badStatus {
 		t.Errorf("renewing the former lease after its overlap answers %s", a)
 	}

@@ -31,13 +31,21 @@ func configFields() fields {
 	}
 }
 
+func configAnswerFields() fields {
+	answer := configFields()
+	for _, f := range answer {
+		always(f)
+	}
+	return answer
+}
+
 func (b *Backend) pathConfig() []*framework.Path {
 	return []*framework.Path{{
 		Pattern:      configPattern,
 		DisplayAttrs: display("configuration"),
 		Fields:       configFields(),
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ReadOperation:   b.local(b.readConfig, "Read the configuration of the mount.", "read", answers("The configuration.", configFields())),
+			logical.ReadOperation:   b.local(b.readConfig, "Read the configuration of the mount.", "read", answers("The configuration.", configAnswerFields())),
 			logical.UpdateOperation: b.forwarded(b.writeConfig, "Change the configuration of the mount; absent fields keep their value.", "configure", empty("Changed.")),
 			logical.PatchOperation:  b.forwarded(b.writeConfig, "Change the configuration of the mount; null sets a field to its default.", "patch", empty("Changed.")),
 		},

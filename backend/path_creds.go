@@ -98,7 +98,7 @@ func (b *Backend) leased(m *lifecycle.Made, ttl time.Duration) *logical.Response
 		fieldExpireTime: stamp(v.ExpireTime),
 	}, map[string]any{fieldKeyID: m.Key.ID, fieldVersion: m.Version})
 	resp.Secret.TTL = ttl
-	resp.Secret.MaxTTL = b.maxLeaseTTL(m.Role)
+	resp.Secret.MaxTTL = max(ttl, m.Key.Lease.MaxExpireTime.Sub(m.Key.Recorded).Truncate(time.Second))
 	return resp
 }
 
@@ -152,7 +152,7 @@ func (b *Backend) renewLease(ctx context.Context, req *logical.Request, data *fr
 		if err != nil {
 			return nil, err
 		}
-		r, ttl, err := c.keeper.Renew(ctx, id, version, b.leaseTTL(c, req.Secret.Increment))
+		ttl, err := c.keeper.Renew(ctx, id, version, b.leaseTTL(c, req.Secret.Increment))
 		if err != nil {
 			return nil, err
 		}
@@ -161,7 +161,12 @@ func (b *Backend) renewLease(ctx context.Context, req *logical.Request, data *fr
 		}
 		resp := &logical.Response{Secret: req.Secret}
 		resp.Secret.TTL = ttl
-		resp.Secret.MaxTTL = b.maxLeaseTTL(r)
+		// Vault takes the increment that was asked for instead of TTL, and cuts
+		// it only to MaxTTL, counted from the lease's issue.
+		resp.Secret.MaxTTL = ttl
+		if issued := req.Secret.IssueTime; !issued.IsZero() {
+			resp.Secret.MaxTTL += clock.System().Now().Sub(issued).Truncate(time.Second)
+		}
 		return resp, nil
 	})(ctx, req, data)
 }

@@ -78,7 +78,7 @@ func (b *Backend) pathKeys() []*framework.Path {
 			Fields:         keyInputFields(),
 			ExistenceCheck: b.keyExists,
 			Operations: map[logical.Operation]framework.OperationHandler{
-				logical.CreateOperation: b.forwarded(b.createKey, "Create a key, or import one.", "write", answers("The new key, shown once.", newKeyFields())),
+				logical.CreateOperation: b.forwarded(b.createKey, "Create a key, or import one.", "write", orEmpty(answers("The new key, shown once.", newKeyFields()), "Somebody else had made it.")),
 				logical.UpdateOperation: b.forwarded(b.updateKey, "Change a key; absent fields keep their value.", "write", orEmpty(answers("The new key, where it had to be created.", newKeyFields()), "Changed.")),
 				logical.PatchOperation:  b.forwarded(b.patchKey, "Change a key; null sets a field to its default.", "patch", empty("Changed.")),
 				logical.ReadOperation:   b.local(b.readKey, "Read a key and its versions, without any secret.", "read", answers("The key.", keyAnswerFields())),
@@ -400,8 +400,11 @@ func (b *Backend) deleteKey(ctx context.Context, c *call) (*logical.Response, er
 	}
 	defer c.store.LockName(name)()
 	k, err := c.store.KeyByName(ctx, name)
-	if err != nil || k == nil {
+	if err != nil {
 		return nil, err
+	}
+	if k == nil {
+		return nil, c.store.ForgetName(ctx, name)
 	}
 	return nil, c.keeper.Delete(ctx, k.ID, cause)
 }

@@ -261,7 +261,7 @@ path "%[1]s/rotate-leased/+" { capabilities = ["update"] }
 func TestOverlapOfALeasedKeyEndsOnTime(t *testing.T) {
 	t.Parallel()
 	m := onDev(t)
-	m.role("trading", "ttl", "1h", "overlap_period", "2s")
+	m.role("trading", "ttl", "1h", "overlap_period", "3s")
 	v1 := m.creds("trading")
 	v2 := m.rotateLeased(v1.keyID)
 	m.endsOnTime(v1.apiKey)

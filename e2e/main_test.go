@@ -147,6 +147,12 @@ func (r *registry) add(secret, name string) {
 	r.tails[[tailLen]byte([]byte(secret[len(secret)-tailLen:]))] = name
 }
 
+func (r *registry) any() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.tails) > 0
+}
+
 // findIn names the secrets that text holds.
 func (r *registry) findIn(text []byte) []string {
 	r.mu.Lock()
@@ -165,6 +171,9 @@ func (r *registry) findIn(text []byte) []string {
 // least so many logs, or the search proves nothing.
 func searchForSecrets(t testing.TB, srv *harness.Server, wantLogs int) {
 	t.Helper()
+	if !issued.any() {
+		t.Error("no key was given out: there is nothing to search for")
+	}
 	logs := 0
 	files := os.DirFS(srv.Dir)
 	err := fs.WalkDir(files, ".", func(path string, entry fs.DirEntry, err error) error {
@@ -188,5 +197,23 @@ func searchForSecrets(t testing.TB, srv *harness.Server, wantLogs int) {
 	}
 	if logs < wantLogs {
 		t.Errorf("searched %d logs in %s, want %d: of the server and of its audit device", logs, srv.Dir, wantLogs)
+	}
+}
+
+func TestSearchFindsASecretWhereverItStands(t *testing.T) {
+	t.Parallel()
+	r := &registry{tails: map[[tailLen]byte]string{}}
+	r.add("key_0123456789ab_theSecretPartOfAKey000000", "the key")
+	r.add("tooshort", "not a secret")
+	for text, want := range map[string]int{
+		"key_0123456789ab_theSecretPartOfAKey000000":                  1,
+		`{"x":"key_0123456789ab_theSecretPartOfAKey000000"} and more`: 1,
+		"theSecretPartOfAKey000000":                                   1,
+		"key_0123456789ab tooshort":                                   0,
+		"":                                                            0,
+	} {
+		if got := r.findIn([]byte(text)); len(got) != want {
+			t.Errorf("in %q found %v, want %d", text, got, want)
+		}
 	}
 }

@@ -61,7 +61,7 @@ func (p pair) holdsAfter(what string) {
 func TestRolloverOnRaft(t *testing.T) {
 	t.Parallel()
 	m := onRaft(t)
-	m.role("trading", "overlap_period", "3s")
+	m.role("trading", "overlap_period", "5s")
 	v1 := m.key("acme", "trading")
 	startClient(t, m)
 	v2 := m.rotate("acme")

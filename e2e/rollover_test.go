@@ -45,7 +45,7 @@ func TestRolloverByCLIAsAUserWould(t *testing.T) {
 	srv := devServer(t)
 	m := &mount{t: t, srv: srv, path: "apikeys", token: srv.RootToken}
 	m.cli("secrets", "enable", "-path=apikeys", "-plugin-version="+pluginVersion, harness.PluginName)
-	m.cli("write", "apikeys/roles/trading", "scopes=orders:read,orders:write", "overlap_period=3s")
+	m.cli("write", "apikeys/roles/trading", "scopes=orders:read,orders:write", "overlap_period=5s")
 	m.cli("write", "apikeys/keys/acme", "role=trading", "scopes=orders:read", "custom_metadata=team=blue")
 	v1, _ := m.cliJSON("read", "apikeys/static-creds/acme")["api_key"].(string)
 	startClient(t, m)
@@ -86,7 +86,7 @@ func TestRolloverByCLIAsAUserWould(t *testing.T) {
 func TestRollbackMakesTheFormerVersionActiveAgain(t *testing.T) {
 	t.Parallel()
 	m := onDev(t)
-	m.role("trading", "overlap_period", "4s")
+	m.role("trading", "overlap_period", "6s")
 	v1 := m.key("acme", "trading")
 	c := startClient(t, m)
 	v2 := m.rotate("acme")
@@ -158,7 +158,7 @@ func TestEmergencyRevocationEndsTheLeakedVersionAtOnce(t *testing.T) {
 func TestExtendRescuesClientsLeftBehind(t *testing.T) {
 	t.Parallel()
 	m := onDev(t)
-	m.role("trading", "overlap_period", "1s", "refresh_interval", "1s")
+	m.role("trading", "overlap_period", "2s", "refresh_interval", "1s")
 	v1 := m.key("acme", "trading")
 	m.rotate("acme")
 	m.endsOnTime(v1)

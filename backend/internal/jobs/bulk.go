@@ -326,8 +326,13 @@ func (b *Bulk) shard(ctx context.Context, job *Job) error {
 				job.Skipped++
 			case isOwnFault(err):
 				job.Failed++
+				if errors.Is(err, errPanic) {
+					b.logger.Error("a job cannot change a key", "job", job.ID, "key_id", id, "error", err)
+				}
 				if len(job.Failures) < maxFailures {
-					job.Failures = append(job.Failures, Failure{Key: label, Error: err.Error()})
+					// Of a panic, the trace below the first line is for the log.
+					text, _, _ := strings.Cut(err.Error(), "\n")
+					job.Failures = append(job.Failures, Failure{Key: label, Error: text})
 				}
 			default:
 				return err

@@ -5,6 +5,7 @@ package lifecycle_test
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -276,6 +277,13 @@ func TestConcurrentRotatesWithOneRequestIDMakeOneVersion(t *testing.T) {
 func TestConcurrentCreatesOfOneNameMakeOneKey(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	w.faulty.Before(func(op storetest.Op) {
+		if op.Kind.Write() {
+			for range 1000 {
+				runtime.Gosched() // the others get as far as they can
+			}
+		}
+	})
 	var made, refused int
 	var mu sync.Mutex
 	var all sync.WaitGroup

@@ -49,9 +49,9 @@ func (kp *Keeper) RotateLeased(ctx context.Context, id string, allowed func(*key
 
 // Renew writes the new end of the lease of a version, which verification
 // enforces, and returns how long it is from now.
-func (kp *Keeper) Renew(ctx context.Context, id string, version int, ttl TTLFunc) (*role.Role, time.Duration, error) {
+func (kp *Keeper) Renew(ctx context.Context, id string, version int, ttl TTLFunc) (time.Duration, error) {
 	var life time.Duration
-	_, _, r, err := kp.Update(ctx, id, func(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
+	_, _, _, err := kp.Update(ctx, id, func(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
 		wanted, err := ttl(r, k.CreatedTime, now)
 		if err != nil {
 			return nil, err
@@ -64,7 +64,7 @@ func (kp *Keeper) Renew(ctx context.Context, id string, version int, ttl TTLFunc
 		life = v.ExpireTime.Sub(now).Truncate(time.Second)
 		return next, nil
 	})
-	return r, life, err
+	return life, err
 }
 
 // EndLease ends the version whose lease is over. What is gone is fine.

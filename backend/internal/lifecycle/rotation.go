@@ -367,7 +367,10 @@ func (kp *Keeper) Refile(ctx context.Context, id string) error {
 func (kp *Keeper) Reschedule(ctx context.Context, id string) error {
 	_, _, _, err := kp.Update(ctx, id, func(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
 		next := k.Clone()
-		next.RotateAt, next.Blocked = time.Time{}, ""
+		next.Blocked = ""
+		if _, ok := k.Active(); ok || k.Dormant() {
+			next.RotateAt = time.Time{} // else the key needs a version, whatever the schedule
+		}
 		due := kp.due(ctx, next, r, now)
 		if k.RotateAt.IsZero() && kp.Store.FiledAt(k.NextTick, due) {
 			return k, nil

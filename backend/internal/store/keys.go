@@ -249,6 +249,17 @@ func (s *Store) FinishDelete(ctx context.Context, tomb *keyring.Key) error {
 	return nil
 }
 
+// ForgetName removes the index entry of a name that no key answers to, which
+// a creation that failed has left. The caller holds the lock of the name.
+func (s *Store) ForgetName(ctx context.Context, name string) error {
+	var p pointer
+	found, err := s.get(ctx, namePrefix+name, &p)
+	if err != nil || !found {
+		return err
+	}
+	return s.removePointer(ctx, namePrefix+name, p.KeyID)
+}
+
 // Names returns the names of keys in order. It walks all names.
 func (s *Store) Names(ctx context.Context) ([]string, error) { return s.list(ctx, namePrefix) }
 
