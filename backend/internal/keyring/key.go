@@ -221,12 +221,15 @@ func (k *Key) Label() string {
 }
 
 // RollingOver tells whether a rollover of a named key is under way: a version
-// is pending or has not been recorded as retired.
+// is pending, or superseded and still accepted, or retired so lately that it
+// could be restored for clients left behind.
 func (k *Key) RollingOver() bool {
 	if k.Leased() || !k.Deleted.IsZero() {
 		return false
 	}
-	return slices.ContainsFunc(k.Versions, func(v Version) bool { return v.State == StatePending || v.State == StateRetiring })
+	return slices.ContainsFunc(k.Versions, func(v Version) bool {
+		return v.State == StatePending || v.State == StateRetiring || v.State == StateRetired && len(v.Sealed) > 0 && v.SupersededBy > 0
+	})
 }
 
 // Leased tells whether the key lives by leases.

@@ -45,6 +45,9 @@ func (kp *Keeper) put(ctx context.Context, prev, next *keyring.Key, due time.Tim
 	} else {
 		err = kp.Store.CommitKey(ctx, prev, next, due)
 	}
+	if err == nil && kp.Observe != nil {
+		kp.Observe(prev, next, eventsSince(prev, next))
+	}
 	if err != nil || kp.Outbox == nil {
 		return err
 	}

@@ -43,6 +43,9 @@ type Keeper struct {
 	Logger hclog.Logger
 	// Outbox takes events; nil where nobody can be told.
 	Outbox Outbox
+	// Observe, where set, is told of every commit and its events. prev is nil
+	// for a new key. It must not block or lock a key.
+	Observe func(prev, next *keyring.Key, events []keyring.Event)
 }
 
 // Spec describes a key that is to be made.

@@ -144,9 +144,10 @@ func (kp *Keeper) successor(before, after *keyring.Key, minted string) (string, 
 func (kp *Keeper) due(ctx context.Context, k *keyring.Key, r *role.Role, now time.Time) time.Time {
 	now = k.Now(now)
 	next := k.NextDue(now, r.Policy(), kp.Drained(ctx, k, r, now))
-	rotation := rotationTime(k, r, now)
-	if next.IsZero() || !rotation.IsZero() && rotation.Before(next) {
-		next = rotation
+	for _, t := range []time.Time{rotationTime(k, r, now), watchDue(k, r, now)} {
+		if next.IsZero() || !t.IsZero() && t.Before(next) {
+			next = t
+		}
 	}
 	return next
 }
@@ -248,6 +249,10 @@ func (kp *Keeper) apply(ctx context.Context, k *keyring.Key, early bool) (change
 	}
 	if next == nil {
 		return true, kp.endLeased(ctx, k, now)
+	}
+	next, err = kp.watch(ctx, k, next, r, keyring.Cause{Now: now, Actor: ActorPeriodic})
+	if err != nil {
+		return false, err
 	}
 	if next == k {
 		if early {

@@ -32,6 +32,8 @@ type stripe[K comparable, V any] struct {
 	writes  uint64
 	entries *simplelru.LRU[K, V]
 	weight  int
+	// hits and misses count the look-ups.
+	hits, misses uint64
 }
 
 // newCache returns a cache for values that weigh up to limit together.
@@ -59,7 +61,9 @@ func (c *cache[K, V]) get(key K) (V, bool) {
 	s := c.stripe(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.entries.Get(key)
+	v, ok := s.entries.Get(key)
+	s.count(ok)
+	return v, ok
 }
 
 // reading is called before storage is read. The function that it returns adds

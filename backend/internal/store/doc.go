@@ -15,6 +15,11 @@
 //	due/<minute>/<id>            what to look at in that minute
 //	dueh/<hour>                  which minutes of that hour may hold something
 //	rollover/<key_id>            keys with a rollover under way
+//	usage/<page>                 use of keys, sharded by the hash of their ids
+//	reports                      which usage reports were counted
+//	webhook/<name>               webhooks (seal-wrapped: they hold secrets)
+//	outbox/<webhook>/<event>     events that a webhook has still to be told
+//	claim/<day>/<hash>           claim codes, as hashes
 //	work/<job>                   jobs under way
 //	done/<job>                   the last result of each job
 //

@@ -301,6 +301,6 @@ func (s *Store) list(ctx context.Context, prefix string) ([]string, error) {
 // CachedKey returns the key with this id if it is in the cache, else nil. It
 // touches no storage.
 func (s *Store) CachedKey(id string) *keyring.Key {
-	k, _ := s.keys.get(id)
+	k, _ := s.keys.peek(id)
 	return k
 }

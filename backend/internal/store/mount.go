@@ -29,6 +29,8 @@ type mountState struct {
 	IndexKey []byte `json:"index_key"`
 	// HasImports is set before the first import and never unset.
 	HasImports bool `json:"has_imports,omitempty"`
+	// HasHooks is set before the first webhook and never unset.
+	HasHooks bool `json:"has_hooks,omitempty"`
 
 	extra jsonkeep.Extra
 	stale bool
@@ -115,13 +117,18 @@ func (s *Store) HasImports(ctx context.Context) (bool, error) {
 // markImports sets the flag before the first import. The flag is harmless
 // where the import then fails.
 func (s *Store) markImports(ctx context.Context) error {
+	return s.setFlag(ctx, func(m *mountState) *bool { return &m.HasImports })
+}
+
+// setFlag sets a flag of the mount, which costs a write the first time only.
+func (s *Store) setFlag(ctx context.Context, flag func(*mountState) *bool) error {
 	s.mountMu.Lock()
 	defer s.mountMu.Unlock()
-	if s.mount.HasImports {
+	if *flag(&s.mount) {
 		return nil
 	}
 	m := s.mount
-	m.HasImports = true
+	*flag(&m) = true
 	if err := s.put(ctx, mountPath, m); err != nil {
 		return err
 	}

@@ -19,6 +19,10 @@ const (
 	dueHourPrefix  = "dueh/"
 	rolloverPrefix = "rollover/"
 	usagePrefix    = "usage/"
+	hookPrefix     = "webhook/"
+	outboxPrefix   = "outbox/"
+	claimPrefix    = "claim/"
+	reportsPath    = "reports"
 	workPrefix     = "work/"
 	donePrefix     = "done/"
 )
@@ -28,7 +32,7 @@ const (
 const Shards = 256
 
 // SealWrapped lists the prefixes that hold key material of the mount itself.
-func SealWrapped() []string { return []string{"mount/"} }
+func SealWrapped() []string { return []string{"mount/", hookPrefix} }
 
 func memberPath(role, id string) string {
 	return memberShardPrefix(role, shardOf(id)) + id

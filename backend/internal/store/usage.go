@@ -41,3 +41,23 @@ func (u usagePages) DeletePage(ctx context.Context, name string) error {
 func (u usagePages) ListPages(ctx context.Context) ([]string, error) {
 	return u.s.list(ctx, usagePrefix)
 }
+
+// Reports reads which usage reports were counted, nil where none were.
+func (s *Store) Reports(ctx context.Context) ([]byte, error) {
+	entry, err := s.storage.Get(ctx, reportsPath)
+	if err != nil {
+		return nil, fmt.Errorf("read reports entry: %w", err)
+	}
+	if entry == nil {
+		return nil, nil
+	}
+	return entry.Value, nil
+}
+
+// PutReports writes which usage reports were counted.
+func (s *Store) PutReports(ctx context.Context, data []byte) error {
+	if err := s.storage.Put(ctx, &logical.StorageEntry{Key: reportsPath, Value: data}); err != nil {
+		return fmt.Errorf("write reports entry: %w", err)
+	}
+	return nil
+}

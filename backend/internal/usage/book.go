@@ -29,11 +29,20 @@ type Book struct {
 	retention time.Duration
 	// forgotten are deleted keys whose records are still on pages.
 	forgotten map[string]struct{}
+
+	// Reports are those of verifiers elsewhere.
+	Reports *Reports
+	// OnHour, where set before first use, is given each full hour of each key
+	// on a page that is flushed: the hours before it, oldest first, and its
+	// count of accepted uses.
+	OnHour func(keyID string, before []uint64, end time.Time, count uint64)
+	// judged is the last hour that was given to OnHour, by page.
+	judged map[string]int64
 }
 
 // NewBook returns the book of t.
 func NewBook(t *Tracker, pages PageStore) *Book {
-	return &Book{tracker: t, pages: pages, retention: 168 * time.Hour, forgotten: map[string]struct{}{}}
+	return &Book{tracker: t, pages: pages, retention: 168 * time.Hour, forgotten: map[string]struct{}{}, Reports: NewReports(nil), judged: map[string]int64{}}
 }
 
 // Flush adds what was counted since the last flush to the pages, at most
@@ -104,7 +113,26 @@ func (b *Book) flushPage(ctx context.Context, name string, ids []string, now tim
 			delete(b.forgotten, id)
 		}
 	}
+	b.judgeHour(name, p, now)
 	return nil
+}
+
+// judgeHour gives OnHour the last full hour of the keys on a page, once.
+func (b *Book) judgeHour(name string, p *page, now time.Time) {
+	last := now.Unix()/3600 - 1
+	former, judgedBefore := b.judged[name]
+	if b.OnHour == nil || judgedBefore && former >= last {
+		return
+	}
+	b.judged[name] = last
+	if !judgedBefore {
+		return // the process has not seen the whole of that hour
+	}
+	for id, k := range p.Keys {
+		if before, count := k.hours(last); len(before) > 0 {
+			b.OnHour(id, before, time.Unix((last+1)*3600, 0).UTC(), count)
+		}
+	}
 }
 
 // save writes a page, or its halves where it has grown too large. The halves

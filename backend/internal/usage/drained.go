@@ -28,8 +28,14 @@ func (t *Tracker) Drained(k *keyring.Key, quiet time.Duration, now time.Time) ke
 // reads storage only once memory knows of nothing that speaks against it.
 func (b *Book) Drained(ctx context.Context, k *keyring.Key, quiet time.Duration, now time.Time) keyring.DrainCheck {
 	return func(number int) keyring.DrainVerdict {
-		verdict := b.tracker.drained(k, quiet, now, number)
+		v, _ := k.Version(number)
+		known := b.Reports.KnownThrough(v.SupersededTime, now)
+		verdict := b.tracker.drained(k, quiet, known, number)
 		if !verdict.Drained {
+			if known.Before(now) && !verdict.Next.IsZero() {
+				verdict.Next = verdict.Next.Add(now.Sub(known))
+				verdict.Why += fmt.Sprintf("; a verifier has reported only up to %s", known.UTC().Format(time.RFC3339))
+			}
 			return verdict
 		}
 		use, err := b.Read(ctx, k.ID, now)
@@ -170,9 +176,30 @@ func printable(name string) string {
 	if _, label, ok := strings.Cut(name, "|"); ok && label != "" {
 		return label
 	}
-	return "a caller without a source"
+	if name == Other {
+		return Other
+	}
+	return "default"
 }
 
 // SourceName names a source under the entity, or token, of its caller, so
 // that one caller cannot speak for another.
 func SourceName(caller, label string) string { return caller + "|" + label }
+
+// DisplayNames returns how sources are shown: by the part of their name that
+// the caller chose, with the caller where two chose the same.
+func DisplayNames(names map[string]bool) map[string]string {
+	labels := map[string]int{}
+	for name := range names {
+		labels[printable(name)]++
+	}
+	shown := map[string]string{}
+	for name := range names {
+		label := printable(name)
+		if caller, _, ok := strings.Cut(name, "|"); ok && labels[label] > 1 {
+			label += " by " + caller
+		}
+		shown[name] = label
+	}
+	return shown
+}

@@ -204,3 +204,25 @@ func (p *page) split(name string) map[string]*page {
 	}
 	return halves
 }
+
+// hours returns the accepted uses of a key in each hour before last, from the
+// first that is known on, and in last.
+func (k *keyPage) hours(last int64) (before []uint64, count uint64) {
+	sums := map[int64]uint64{}
+	first := last
+	for _, sources := range k.Versions {
+		for _, s := range sources {
+			for h, n := range s.Hours {
+				if slot, err := strconv.ParseInt(h, 10, 64); err == nil && slot <= last {
+					sums[slot] += n
+					first = min(first, slot)
+				}
+			}
+		}
+	}
+	before = make([]uint64, last-first)
+	for i := range before {
+		before[i] = sums[first+int64(i)]
+	}
+	return before, sums[last]
+}

@@ -71,7 +71,7 @@ func TestLaggardsAreNamedByTheirLabelAlone(t *testing.T) {
 	// The same label under another caller is another source.
 	tracker.Record(start, "k", 2, usage.SourceName("entity-x", "zurich"), true)
 	v := drained(tracker, "k", at(2*time.Hour))
-	if v.Drained || v.Why != "not seen on a newer version yet: a caller without a source, athens, zurich" {
+	if v.Drained || v.Why != "not seen on a newer version yet: athens, default, zurich" {
 		t.Errorf("%+v", v)
 	}
 }

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package lifecycle
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/health"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
+)
+
+// Rollover judges the rollover of a key that is under way. It reports false
+// where there is none.
+func (kp *Keeper) Rollover(ctx context.Context, k *keyring.Key, now time.Time) (health.Rollover, health.Report, bool, error) {
+	now = k.Now(now)
+	from, to, ok := rolloverOf(k)
+	if !ok {
+		return health.Rollover{}, health.Report{}, false, nil
+	}
+	use, err := kp.Book.Read(ctx, k.ID, now)
+	if err != nil {
+		return health.Rollover{}, health.Report{}, false, err
+	}
+	r := kp.rollover(k, from, to, use, now)
+	return r, health.Judge(r, now), true, nil
+}
+
+// rolloverOf returns the version that is being left, the oldest that is
+// accepted or could still be rescued, and the one that takes over.
+func rolloverOf(k *keyring.Key) (from keyring.Version, to int, ok bool) {
+	if !k.RollingOver() {
+		return from, 0, false
+	}
+	active, hasActive := k.Active()
+	for _, v := range k.Versions {
+		if v.State == keyring.StateRetiring || v.State == keyring.StateRetired && len(v.Sealed) > 0 && v.SupersededBy > 0 {
+			if from.Number == 0 || from.State == keyring.StateRetired && v.State == keyring.StateRetiring {
+				from = v
+			}
+		}
+	}
+	if from.Number != 0 {
+		to = from.SupersededBy
+		if hasActive {
+			to = active.Number
+		}
+		return from, to, true
+	}
+	pending, ok := k.Pending()
+	return active, pending.Number, ok && hasActive
+}
+
+func (kp *Keeper) rollover(k *keyring.Key, from keyring.Version, to int, use map[int]usage.Version, now time.Time) health.Rollover {
+	r := health.Rollover{
+		From: from.Number, To: to, Promoted: from.SupersededTime, Planned: from.OverlapEnds, Deadline: from.AcceptedUntil,
+		KnownSince: kp.Usage.KnownSince(k.ID),
+	}
+	if from.StateAt(now) == keyring.StateRetired {
+		r.Ended = from.AcceptedUntil
+	}
+	names := map[string]bool{}
+	for number, v := range use {
+		if number == from.Number || isSuccessor(k, from.Number, number) {
+			for name := range v.Sources {
+				names[name] = true
+			}
+		}
+	}
+	shown := usage.DisplayNames(names)
+	for name := range names {
+		s := health.Source{Name: shown[name], Old: useOf(use[from.Number].Sources[name], now)}
+		for number, v := range use {
+			if isSuccessor(k, from.Number, number) {
+				s.New = addUse(s.New, useOf(v.Sources[name], now))
+			}
+		}
+		r.Sources = append(r.Sources, s)
+	}
+	slices.SortFunc(r.Sources, func(a, b health.Source) int { return strings.Compare(a.Name, b.Name) })
+	for _, c := range k.Confirmations {
+		r.Instances = append(r.Instances, health.Instance{Name: c.Instance, Version: c.Version, Time: c.Time})
+	}
+	return r
+}
+
+// isSuccessor tells whether number stands in for from.
+func isSuccessor(k *keyring.Key, from, number int) bool {
+	v, ok := k.Version(number)
+	return ok && number != from && (number > from || v.State == keyring.StateActive)
+}
+
+func useOf(s usage.Source, now time.Time) health.Use {
+	u := health.Use{Total: s.Count, Refused: s.Refused, LastUsed: s.LastUsed}
+	least := now.Add(-health.Recent).Unix() / 60
+	for slot, n := range s.Minutes {
+		if m, err := strconv.ParseInt(slot, 10, 64); err == nil && m > least {
+			u.Recently += n
+		}
+	}
+	return u
+}
+
+func addUse(a, b health.Use) health.Use {
+	a.Total += b.Total
+	a.Recently += b.Recently
+	a.Refused += b.Refused
+	if b.LastUsed.After(a.LastUsed) {
+		a.LastUsed = b.LastUsed
+	}
+	return a
+}
+
+// watch tells of what is due to be told: a rotation that is coming, laggards
+// at the points of reminders, and what became of rollovers. before is the key
+// as it was when the tick began.
+func (kp *Keeper) watch(ctx context.Context, before, k *keyring.Key, r *role.Role, c keyring.Cause) (*keyring.Key, error) {
+	next := k.Clone()
+	changed := kp.announce(next, r, c)
+	for i := range next.Versions {
+		told, err := kp.watchVersion(ctx, before, next, &next.Versions[i], r, c)
+		if err != nil {
+			return nil, err
+		}
+		changed = changed || told
+	}
+	if !changed {
+		return k, nil
+	}
+	return next, nil
+}
+
+// announce tells of the next rotation, once, notify_before it.
+func (kp *Keeper) announce(k *keyring.Key, r *role.Role, c keyring.Cause) bool {
+	planned := rotationTime(k, r, c.Now)
+	if planned.IsZero() || r.Notify() == 0 || k.Announced.Equal(planned) || c.Now.Before(planned.Add(-r.Notify())) || !planned.After(c.Now) {
+		return false
+	}
+	k.Announced = planned
+	k.Record(c, keyring.EventRotationUpcoming, 0, "planned for "+planned.UTC().Format(time.RFC3339))
+	return true
+}
+
+func (kp *Keeper) watchVersion(ctx context.Context, before, k *keyring.Key, v *keyring.Version, r *role.Role, c keyring.Cause) (bool, error) {
+	old, was := before.Version(v.Number)
+	retired := was && old.State == keyring.StateRetiring && v.State == keyring.StateRetired
+	point := reminderPoint(v, r.Reminders, c.Now)
+	if !retired && point <= v.Reminded || k.Leased() {
+		return false, nil
+	}
+	use, err := kp.Book.Read(ctx, k.ID, c.Now)
+	if err != nil {
+		return false, err
+	}
+	to := v.SupersededBy
+	if active, ok := k.Active(); ok {
+		to = active.Number
+	}
+	report := health.Judge(kp.rollover(k, *v, to, use, c.Now), c.Now)
+	evidence := strings.Join(report.Evidence, "; ")
+	if retired {
+		if report.Status == health.Failed {
+			v.Health = string(report.Status)
+			k.Record(c, keyring.EventRolloverFailed, v.Number, evidence)
+			return true, nil
+		}
+		k.Record(c, keyring.EventRolloverCompleted, v.Number, evidence)
+		return true, nil
+	}
+	v.Reminded = point
+	if len(report.Laggards) > 0 {
+		k.Record(c, keyring.EventRolloverReminder, v.Number, fmt.Sprintf("%d%% of the overlap is over; still on version %d: %s", point, v.Number, laggardNames(report.Laggards)))
+	}
+	kp.noteHealth(k, v, c, report, evidence)
+	return true, nil
+}
+
+// noteHealth tells of a rollover's health where that has become worse or
+// better than what was told last.
+func (kp *Keeper) noteHealth(k *keyring.Key, v *keyring.Version, c keyring.Cause, report health.Report, evidence string) {
+	if v.Health == string(report.Status) || v.Health == "" && report.Status == health.OnTrack {
+		return
+	}
+	v.Health = string(report.Status)
+	switch report.Status {
+	case health.Stalled:
+		k.Record(c, keyring.EventRolloverStalled, v.Number, evidence)
+	case health.AtRisk:
+		k.Record(c, keyring.EventRolloverAtRisk, v.Number, evidence)
+	case health.Failed:
+		k.Record(c, keyring.EventRolloverFailed, v.Number, evidence)
+	case health.OnTrack:
+	}
+}
+
+// maxNamed bounds the laggards that one event names.
+const maxNamed = 20
+
+func laggardNames(laggards []health.Laggard) string {
+	var names []string
+	for _, l := range laggards {
+		name := l.Source
+		if l.Instance != "" {
+			name = "instance " + l.Instance
+		}
+		if !l.LastUsed.IsZero() {
+			name += " (" + l.LastUsed.UTC().Format(time.RFC3339) + ")"
+		}
+		names = append(names, name)
+	}
+	if over := len(names) - maxNamed; over > 0 {
+		names = append(names[:maxNamed], fmt.Sprintf("and %d more", over))
+	}
+	return strings.Join(names, ", ")
+}
+
+// reminderPoint is the last of the points that now has passed, in percent of
+// the overlap; 0 before the first.
+func reminderPoint(v *keyring.Version, points []int, now time.Time) int {
+	whole := v.OverlapEnds.Sub(v.SupersededTime)
+	if v.StateAt(now) != keyring.StateRetiring || whole <= 0 {
+		return 0
+	}
+	reached := 0
+	for _, p := range points {
+		if !now.Before(v.SupersededTime.Add(whole * time.Duration(p) / 100)) {
+			reached = p
+		}
+	}
+	return reached
+}
+
+// watchDue is when watch has something to tell next, zero for never.
+func watchDue(k *keyring.Key, r *role.Role, now time.Time) time.Time {
+	var due time.Time
+	want := func(t time.Time) {
+		if due.IsZero() || t.Before(due) {
+			due = t
+		}
+	}
+	if planned := rotationTime(k, r, now); !planned.IsZero() && planned.After(now) && r.Notify() > 0 && !k.Announced.Equal(planned) {
+		want(planned.Add(-r.Notify()))
+	}
+	if k.Leased() {
+		return due
+	}
+	for i := range k.Versions {
+		v := &k.Versions[i]
+		whole := v.OverlapEnds.Sub(v.SupersededTime)
+		if v.StateAt(now) != keyring.StateRetiring || whole <= 0 {
+			continue
+		}
+		for _, p := range r.Reminders {
+			if p > v.Reminded {
+				want(v.SupersededTime.Add(whole * time.Duration(p) / 100))
+				break
+			}
+		}
+	}
+	return due
+}
