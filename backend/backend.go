@@ -29,6 +29,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jobs"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/metrics"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/version"
@@ -60,7 +61,8 @@ type Backend struct {
 	open    *engine
 	closed  bool
 
-	misses *missLimiter
+	misses  *missLimiter
+	metrics *metrics.Metrics
 	// named has the patterns of the routes that name parts of the URL.
 	named map[*framework.Path]*regexp.Regexp
 }
@@ -88,7 +90,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c clock.Clock,
 	if conf == nil {
 		return nil, errors.New("the engine needs a configuration")
 	}
-	b := &Backend{clock: c, rand: random, misses: newMissLimiter(c)}
+	b := &Backend{clock: c, rand: random, misses: newMissLimiter(c), metrics: metrics.New(c, version.Version, version.Commit)}
 	b.Backend = &framework.Backend{
 		Help:           strings.TrimSpace(backendHelp),
 		BackendType:    logical.TypeLogical,
@@ -98,7 +100,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c clock.Clock,
 			b.pathConfig(), b.pathRoleRotate(), b.pathRoles(), b.pathKeys(), b.pathImport(),
 			b.pathStaticCreds(), b.pathCreds(), b.pathRotateLeased(),
 			b.pathRotate(), b.pathPromote(), b.pathRollback(), b.pathExtend(), b.pathRetire(), b.pathRevoke(),
-			b.pathHistory(), b.pathVerify(), b.pathSweep(), b.pathInfo(),
+			b.pathHistory(), b.pathVerify(), b.pathSweep(), b.pathInfo(), b.pathMetrics(),
 		),
 		Secrets:        []*framework.Secret{b.leasedKey()},
 		InitializeFunc: b.initialize,
@@ -223,6 +225,7 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 	}
 	e.ticker = jobs.NewTicker(e.keeper, b.Logger())
 	e.bulk = jobs.NewBulk(e.keeper, b.Logger())
+	b.measure(e)
 	if writable {
 		if err := e.bulk.Open(ctx); err != nil {
 			return nil, err

@@ -154,6 +154,7 @@ func (b *Backend) verifyOne(ctx context.Context, c *call) (map[string]any, error
 		return nil, err
 	}
 	if k == nil {
+		b.metrics.Unknown(code)
 		return refused(code), nil
 	}
 	r, err := c.store.Role(ctx, k.Role)
@@ -170,9 +171,11 @@ func (b *Backend) verifyOne(ctx context.Context, c *call) (map[string]any, error
 	now := b.clock.Now()
 	verdict := k.Verify(now, limits, query)
 	if verdict.Version == 0 {
+		b.metrics.Unknown(keyring.CodeNotFound)
 		return refused(keyring.CodeNotFound), nil
 	}
 	c.keeper.Usage.Record(now, k.ID, verdict.Version, usage.SourceName(c.caller(), source), verdict.Code == keyring.CodeValid)
+	b.metrics.Verified(k.Role, verdict.Code)
 	return verdictAnswer(k, verdict, now), nil
 }
 

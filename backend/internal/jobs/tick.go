@@ -37,8 +37,13 @@ var ErrClockLeapt = errors.New("automatic transitions are suspended: the wall cl
 type Ticker struct {
 	keeper *lifecycle.Keeper
 	logger hclog.Logger
+	// Observe, where set before first use, is told of every tick and sweep: how
+	// long it took, and how late the oldest minute was that it found due.
+	Observe func(took, lag time.Duration, sum Summary, err error)
 
 	mu sync.Mutex
+	// lag is that of the present tick.
+	lag time.Duration
 	// lastWall and lastElapsed are the two clocks at the last tick.
 	lastWall    time.Time
 	lastElapsed time.Duration
@@ -59,9 +64,10 @@ type Summary struct {
 
 // Tick does everything that is due in past minutes, oldest first. It stops at
 // the first storage failure and leaves the rest in the index for the next one.
-func (t *Ticker) Tick(ctx context.Context) (Summary, error) {
+func (t *Ticker) Tick(ctx context.Context) (sum Summary, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	defer t.observe(&sum, &err)()
 	if t.leapt() {
 		return Summary{}, ErrClockLeapt
 	}
@@ -71,13 +77,14 @@ func (t *Ticker) Tick(ctx context.Context) (Summary, error) {
 // Sweep does what Tick does, and what the present minute holds that is due
 // already. It does not count as one of the ticks that must agree after a leap
 // of the clock.
-func (t *Ticker) Sweep(ctx context.Context) (Summary, error) {
+func (t *Ticker) Sweep(ctx context.Context) (sum Summary, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	defer t.observe(&sum, &err)()
 	if t.suspended > 0 || t.disagree() {
 		return Summary{}, ErrClockLeapt
 	}
-	sum, err := t.tick(ctx)
+	sum, err = t.tick(ctx)
 	if err != nil {
 		return sum, err
 	}
@@ -95,6 +102,9 @@ func (t *Ticker) Sweep(ctx context.Context) (Summary, error) {
 func (t *Ticker) tick(ctx context.Context) (Summary, error) {
 	var sum Summary
 	minutes, err := t.keeper.Store.DueMinutes(ctx)
+	if len(minutes) > 0 {
+		t.lag = t.keeper.Clock.Now().Sub(time.Unix(minutes[0]*60, 0))
+	}
 	for _, minute := range minutes {
 		ids, err := t.keeper.Store.DueIn(ctx, minute)
 		if err != nil {
