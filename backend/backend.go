@@ -26,6 +26,7 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/anomaly"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jobs"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
@@ -33,6 +34,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/version"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/webhook"
 )
 
 // operationPrefix begins the names of the engine's operations in OpenAPI.
@@ -79,6 +81,10 @@ type engine struct {
 	heal  *jobs.Worker
 	// lost are ids of keys whose entry in the due index is gone.
 	lost chan string
+
+	// watch tells of what happens; telling works off what waits to be told.
+	watch   *watcher
+	telling *jobs.Worker
 }
 
 // Factory makes the engine for one mount. It touches no storage.
@@ -95,12 +101,13 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c clock.Clock,
 		Help:           strings.TrimSpace(backendHelp),
 		BackendType:    logical.TypeLogical,
 		RunningVersion: version.Version,
-		PathsSpecial:   &logical.Paths{SealWrapStorage: store.SealWrapped()},
+		PathsSpecial:   &logical.Paths{SealWrapStorage: store.SealWrapped(), Unauthenticated: []string{claimPattern}},
 		Paths: slices.Concat(
 			b.pathConfig(), b.pathRoleRotate(), b.pathRoles(), b.pathKeys(), b.pathImport(),
 			b.pathStaticCreds(), b.pathCreds(), b.pathRotateLeased(),
 			b.pathRotate(), b.pathPromote(), b.pathRollback(), b.pathExtend(), b.pathRetire(), b.pathRevoke(),
-			b.pathHistory(), b.pathVerify(), b.pathSweep(), b.pathInfo(), b.pathMetrics(),
+			b.pathHistory(), b.pathVerify(), b.pathSweep(), b.pathInfo(),
+			b.pathUsage(), b.pathConfirm(), b.pathRollovers(), b.pathWebhookTest(), b.pathWebhooks(), b.pathClaim(), b.pathMetrics(),
 		),
 		Secrets:        []*framework.Secret{b.leasedKey()},
 		InitializeFunc: b.initialize,
@@ -117,7 +124,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c clock.Clock,
 
 // lenientPaths ignore unknown fields with a warning, so that a server can be
 // upgraded after its clients; all others refuse them.
-var lenientPaths = map[string]bool{verifyPattern: true}
+var lenientPaths = map[string]bool{verifyPattern: true, usageReportPattern: true, confirmPattern: true}
 
 // HandleRequest checks the request's data before the SDK sees it, because the
 // SDK quotes values that it cannot decode; see decodeFields. It also keeps a
@@ -223,6 +230,7 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 	e.keeper = &lifecycle.Keeper{
 		Store: s, Clock: b.clock, Rand: b.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages()), Logger: b.Logger(),
 	}
+	b.startWatching(e)
 	e.ticker = jobs.NewTicker(e.keeper, b.Logger())
 	e.bulk = jobs.NewBulk(e.keeper, b.Logger())
 	b.measure(e)
@@ -257,12 +265,27 @@ func (b *Backend) startWorkers(e *engine) {
 	e.ticks = jobs.StartWorker("tick", b.Logger(), func(ctx context.Context) error {
 		_, err := e.ticker.Tick(ctx)
 		if errors.Is(err, jobs.ErrClockLeapt) {
-			return nil // logged once, when it leapt
+			err = nil // logged once, when it leapt
 		}
-		return err
+		return errors.Join(err, e.watch.flush(ctx))
 	})
 	e.work = jobs.StartWorker("jobs", b.Logger(), e.bulk.Run)
 	e.heal = jobs.StartWorker("refile", b.Logger(), e.refileLost)
+	e.telling = jobs.StartWorker("tell", b.Logger(), e.watch.tell)
+	e.watch.hooks.Start()
+}
+
+// startWatching makes what tells of events. It touches no storage.
+func (b *Backend) startWatching(e *engine) {
+	claims := webhook.NewClaims(e.store.Claims(), b.clock, b.rand)
+	w := &watcher{
+		engine: e, claims: claims, detector: anomaly.New(b.clock.Now()), send: b.sendEvent,
+		owed: make(chan string, queued), notices: make(chan notice, queued), events: make(chan told, queued),
+		hooks: webhook.New(webhook.Options{Storage: e.store.Webhooks(), Claims: claims, Clock: b.clock, Rand: b.rand, Logger: b.Logger()}),
+	}
+	e.watch = w
+	e.keeper.Outbox = w
+	e.keeper.Book.OnHour = w.fullHour
 }
 
 // refileLost files again the keys that requests came across.
@@ -312,9 +335,10 @@ func (b *Backend) clean(context.Context) {
 		return
 	}
 	var both sync.WaitGroup
-	for _, w := range []*jobs.Worker{e.ticks, e.work, e.heal} {
+	for _, w := range []*jobs.Worker{e.ticks, e.work, e.heal, e.telling} {
 		both.Go(func() { w.Stop(clock.System().After) })
 	}
+	both.Go(e.watch.hooks.Stop)
 	both.Wait()
 }
 

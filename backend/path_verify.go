@@ -174,7 +174,7 @@ func (b *Backend) verifyOne(ctx context.Context, c *call) (map[string]any, error
 		b.metrics.Unknown(keyring.CodeNotFound)
 		return refused(keyring.CodeNotFound), nil
 	}
-	c.keeper.Usage.Record(now, k.ID, verdict.Version, usage.SourceName(c.caller(), source), verdict.Code == keyring.CodeValid)
+	c.watch.used(now, k, verdict, usage.SourceName(c.caller(), source))
 	b.metrics.Verified(k.Role, verdict.Code)
 	return verdictAnswer(k, verdict, now), nil
 }
@@ -197,6 +197,9 @@ func (b *Backend) find(ctx context.Context, c *call, presented string) (*keyring
 		}
 		if k != nil && hasDigest(k, token.Sum(presented)) {
 			return k, "", nil
+		}
+		if k != nil && k.Deleted.IsZero() {
+			c.watch.wrongSecret(b.clock.Now(), k.ID)
 		}
 	}
 	code := keyring.CodeNotFound

@@ -19,7 +19,7 @@
 //     after another 10 of them.
 //   - Cool-downs are gone: a cause that goes on is reported once more.
 //   - Known sources are gone. A key is not judged for unseen sources until it
-//     has been watched for a week, unless Learn hands in its stored sources; so
+//     has been watched for two weeks, unless Learn hands in its stored sources; so
 //     a restart never makes every source look new. The key's rate of new
 //     sources is gone even then: a key whose sources change all the time can
 //     cause one or two findings before that is known again.

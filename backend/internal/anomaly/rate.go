@@ -21,6 +21,9 @@ const (
 	minHours  = 2 * hoursOfDay
 	minDaily  = 3 * hoursOfDay
 	minWeekly = 2 * hoursOfWeek
+	// minQuiet is the history below which no hour is too quiet: it has to have a
+	// weekend in it.
+	minQuiet = hoursOfWeek
 
 	// A busy hour has at least timesHigh the expected uses and leastHigh more; a
 	// quiet one at most 1/timesLow of them. Quiet is judged over lowHours, and
@@ -42,8 +45,9 @@ const (
 	leastMean   = 0.5
 	leastSpread = 0.03
 	mostSpread  = 4
-	// countable is the mean from which on logarithms of counts are compared, and
-	// fewCountable the number of such hours that this takes.
+	// countable is the mean from which on logarithms of counts are compared and
+	// an hour can be too quiet; fewCountable is the number of such hours that the
+	// comparison takes.
 	countable    = 5
 	fewCountable = 2 * hoursOfDay
 
@@ -97,7 +101,9 @@ func (d *Detector) Hour(now time.Time, keyID string, hours []uint64, count uint6
 // of the day, while there are less than two weeks of history) nor the hours
 // beside it, not the level of the last 24 hours, not this hour of the last three
 // days. A quiet hour is also explained by any day of the week, for a holiday
-// looks like a Sunday, and must be the third in a row.
+// looks like a Sunday; it must be the third in a row, and takes a week of
+// history. A busy hour of a key that often jumps is also explained by its
+// busiest hour so far.
 //
 // The caller must leave out hours that were not fully counted: to the rule, an
 // outage of the counter is a key that fell silent.
@@ -152,7 +158,7 @@ func judge(hours []uint64, count uint64) (verdict, bool) {
 	switch usual := h.usual(len(hours), 0); {
 	case tooHigh(float64(count), usual):
 		return h.judgeHigh(float64(count))
-	case tooLow(float64(count), usual):
+	case usual >= countable && tooLow(float64(count), usual):
 		return h.judgeLow(float64(count))
 	default:
 		return verdict{}, false // as nearly always, and cheap
@@ -251,6 +257,9 @@ func (h *history) judgeHigh(count float64) (verdict, bool) {
 	expected := max(h.usual(n, 0), h.usual(n, -1), h.usual(n, 1))
 	if h.season != hoursOfWeek {
 		// A job of each week, or of each day, has not been seen often enough yet.
+		if expected < countable {
+			return verdict{}, false // mostly idle, and nobody knows when it is not
+		}
 		expected = max(expected, float64(slices.Max(h.hours)))
 	}
 	if !tooHigh(count, expected) {
@@ -261,6 +270,12 @@ func (h *history) judgeHigh(count float64) (verdict, bool) {
 	if !tooHigh(count, expected) {
 		return verdict{}, false
 	}
+	if h.jumps() {
+		expected = max(expected, float64(slices.Max(h.hours)))
+		if !tooHigh(count, expected) {
+			return verdict{}, false
+		}
+	}
 	spread := h.spread()
 	score := deviation(count, expected, spread)
 	if score < max(minScore, spikes*h.extreme(1-jumpy, spread)) {
@@ -269,12 +284,29 @@ func (h *history) judgeHigh(count float64) (verdict, bool) {
 	return verdict{high: true, count: count, expected: expected, span: 1, score: score, season: h.season, history: n}, true
 }
 
+// jumps tells whether the season explains so little of the key's busy hours
+// that only more than the busiest of all is unusual: it leaves more than 2 % of
+// all hours, or a fifth of the busy ones, unexplained.
+func (h *history) jumps() bool {
+	h.fit()
+	busy, unexplained := 0, 0
+	for i, c := range h.hours {
+		if c >= leastHigh {
+			busy++
+		}
+		if tooHigh(float64(c), h.mean(h.level[i])) {
+			unexplained++
+		}
+	}
+	return float64(unexplained) > jumpy*float64(len(h.hours)) || 5*unexplained > busy
+}
+
 // judgeLow looks at the last lowHours hours together, each of which must be
 // low by the history before all of them.
 func (h *history) judgeLow(count float64) (verdict, bool) {
 	n := len(h.hours)
 	earlier := history{hours: h.hours[:n-lowHours+1]}
-	if len(earlier.hours) < minHours {
+	if len(earlier.hours) < minQuiet {
 		return verdict{}, false
 	}
 	earlier.season = seasonOf(len(earlier.hours))
@@ -307,14 +339,9 @@ func (h *history) least(at int) float64 {
 	least := min(h.usual(at, 0), h.usual(at, -1), h.usual(at, 1))
 	lastDay, _, lastDays := h.lately(at)
 	least *= math.Exp(min(0, lastDay, lastDays))
-	if len(h.hours) >= minDaily {
-		days := h.logs(at%hoursOfDay, hoursOfDay)
-		slices.Sort(days)
-		least = min(least, h.mean(stat.Quantile(0.1, stat.Empirical, days, nil)))
-	} else {
-		least = min(least, float64(slices.Min(h.hours)))
-	}
-	return max(leastMean, least)
+	days := h.logs(at%hoursOfDay, hoursOfDay)
+	slices.Sort(days)
+	return max(leastMean, min(least, h.mean(stat.Quantile(0.1, stat.Empirical, days, nil))))
 }
 
 // spread is the variance of the key's rate beyond Poisson's, relative to its

@@ -10,16 +10,17 @@ import (
 )
 
 const (
-	// A key is judged once it has been known for learnTime, a whole week, so that
-	// what runs only at the weekend has been seen, and used learnUses times.
-	learnTime = 7 * 24 * time.Hour
+	// A key is judged once it has been known for learnTime, so that what runs
+	// once a week, and how often deployments bring new sources, has been seen,
+	// and used learnUses times.
+	learnTime = 14 * 24 * time.Hour
 	learnUses = 20
 	// In its first discovery days all sources of a key are new; they do not
 	// count for its rate of new ones.
 	discovery = 2 * 24 * time.Hour
 	// The rate of new sources is that of about the last memory days. Before
 	// anything is known it is priorNew in priorTime.
-	memory    = 10 * 24 * time.Hour
+	memory    = 21 * 24 * time.Hour
 	priorNew  = 0.5
 	priorTime = 7 * 24 * time.Hour
 	// episode is the time in which several new sources count as one, as when a
@@ -27,7 +28,7 @@ const (
 	episode = time.Hour
 	// usualNew is the chance of a new source within a day from which on a new
 	// source is nothing unusual for this key.
-	usualNew = 0.1
+	usualNew = 0.05
 	// At most one finding a day and key, then one in 2, 4, up to 7.
 	sourcePaceFirst = 24 * time.Hour
 	sourcePaceMost  = 7 * 24 * time.Hour
@@ -92,7 +93,7 @@ func (d *Detector) Use(now time.Time, keyID string, version int, source string) 
 // Learn hands in the sources that a key is known to have had since a moment in
 // the past, from stored usage; it can come before or after the first Use. From
 // fullList sources on the list may have been cut, so that it cannot tell what is
-// new: then its sources are known, but the key is judged only after a week.
+// new: then its sources are known, but the key is judged only after learnTime.
 func (d *Detector) Learn(keyID string, sources []string, since time.Time) {
 	t := d.since(since)
 	s := d.lock(keyID)

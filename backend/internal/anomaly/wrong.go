@@ -16,8 +16,9 @@ const (
 	wrongFast    = 6 * time.Second
 	wrongTrickle = 30
 	wrongSlow    = 48 * time.Minute
-	// A burst that goes on is reported again after an hour, then 2, 4, up to 24.
-	wrongPaceFirst = time.Hour
+	// A burst that goes on is reported again after 6 hours, then 12, then
+	// every 24.
+	wrongPaceFirst = 6 * time.Hour
 	wrongPaceMost  = 24 * time.Hour
 )
 

@@ -129,7 +129,7 @@ func (d *Deliverer) Start() {
 	if d.ctx != nil || d.stopped {
 		return
 	}
-	d.ctx, d.cancel = context.WithCancel(context.Background()) //nolint:gosec // Stop calls cancel
+	d.ctx, d.cancel = context.WithCancel(context.Background())
 	for _, q := range d.queues {
 		d.startQueue(q)
 	}

@@ -672,17 +672,3 @@ func (q *queue) purge(ctx context.Context, most int) (bool, error) {
 	}
 	return true, nil
 }
-
-// quiet waits until nothing is being sent or could be, and returns the wait
-// until something can: negative where there is nothing.
-func (q *queue) quiet() time.Duration {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for {
-		s, wait := q.peek(q.d.clock.Elapsed())
-		if s == nil && q.sending == 0 {
-			return wait
-		}
-		q.changed.Wait()
-	}
-}

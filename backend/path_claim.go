@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"errors"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/webhook"
+)
+
+const (
+	claimPattern = "claim"
+
+	actorClaim = "claim"
+)
+
+func (b *Backend) pathClaim() []*framework.Path {
+	return []*framework.Path{{
+		Pattern:      claimPattern,
+		DisplayAttrs: display("claim"),
+		Fields:       fields{"code": secret(textField("The claim code that a webhook delivered."))},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.UpdateOperation: b.forwarded(b.claim, "Redeem a claim code for the API key that it stands for.", "redeem", answers("The API key.", fields{
+				fieldAPIKey:  always(secret(textField("The API key."))),
+				fieldKeyID:   always(textField("Id of the key.")),
+				fieldName:    textField("Name of the key."),
+				fieldVersion: always(intField("Number of the version.")),
+			})),
+		},
+		HelpSynopsis: "Redeem a claim code for an API key, without a token.",
+		HelpDescription: `A webhook with deliver=claim gives a client that has no Vault token a code for its
+new key. A code works once and for a limited time; a second redemption answers
+like an unknown code and raises an alarm.`,
+	}}
+}
+
+// errNoClaim is the one answer to every code that does not work.
+var errNoClaim = badInput("code is not a claim that can be redeemed: it is unknown, was redeemed before, or its time is over")
+
+func (b *Backend) claim(ctx context.Context, c *call) (*logical.Response, error) {
+	if err := b.misses.allow(claimPattern); err != nil {
+		return nil, err
+	}
+	claim, err := c.watch.claims.Redeem(ctx, c.text("code"))
+	switch {
+	case errors.Is(err, webhook.ErrClaimReused):
+		if err := c.noteClaim(ctx, claim, keyring.EventClaimReused); err != nil {
+			return nil, err
+		}
+		return nil, errNoClaim
+	case errors.Is(err, webhook.ErrClaim):
+		return nil, errNoClaim
+	case err != nil:
+		return nil, err
+	}
+	k, err := c.store.Key(ctx, claim.KeyID)
+	if err != nil {
+		return nil, err
+	}
+	if k == nil {
+		return nil, errNoClaim
+	}
+	v, _ := k.Version(claim.Version)
+	apiKey, err := c.keeper.Reveal(k, v)
+	if err != nil {
+		return nil, err
+	}
+	if apiKey == "" || !v.AcceptedAt(k.Now(c.store.Now())) {
+		return nil, errNoClaim
+	}
+	if err := c.noteClaim(ctx, claim, keyring.EventClaimRedeemed); err != nil {
+		return nil, err
+	}
+	data := map[string]any{fieldAPIKey: apiKey, fieldKeyID: k.ID, fieldVersion: v.Number}
+	if k.Name != "" {
+		data[fieldName] = k.Name
+	}
+	return &logical.Response{Data: data}, nil
+}
+
+func (c *call) noteClaim(ctx context.Context, claim webhook.Claim, event keyring.EventType) error {
+	return c.keeper.Emit(ctx, claim.KeyID, actorClaim, func(k *keyring.Key, _ *role.Role, cause keyring.Cause) bool {
+		k.Record(cause, event, claim.Version, "delivered by webhook "+claim.Hook)
+		return true
+	})
+}

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
+)
+
+const (
+	usageReportPattern = "usage"
+	usagePattern       = "usage/(?P<name>.+)"
+
+	// maxReported bounds one count of a report.
+	maxReported = 1_000_000_000
+	// maxSkew is how far in the future a verifier's times may lie.
+	maxSkew = 5 * time.Minute
+)
+
+func usageEntryFields() fields {
+	return fields{
+		fieldKeyID:   textField("Id of the key."),
+		fieldVersion: intField("Number of the version."),
+		fieldSource:  textField("Where the requests arrived, such as a region or a gateway."),
+		"count":      intField("Accepted uses since the last report."),
+		"refused":    intField("Refused uses since the last report."),
+		"last_used":  textField("When it was last used, RFC 3339."),
+	}
+}
+
+func (b *Backend) pathUsage() []*framework.Path {
+	return []*framework.Path{
+		{
+			Pattern:      usageReportPattern,
+			DisplayAttrs: display("usage"),
+			Fields: fields{
+				"verifier":         textField("Name of the verifier that reports."),
+				"boot":             textField("A text that is new each time the verifier starts."),
+				"sequence":         intField("Number of the report since then, from 1. A repeated number counts once."),
+				"reported_through": textField("Up to when the report is complete, RFC 3339."),
+				"entries":          itemsField("At most 1000 maps of key_id, version, source, count, refused and last_used."),
+			},
+			Operations: map[logical.Operation]framework.OperationHandler{
+				logical.UpdateOperation: b.forwarded(b.reportUsage, "Report the use of keys that were verified elsewhere.", "report", answers("What was counted.", fields{
+					"counted":   always(intField("Entries that were counted.")),
+					"duplicate": always(boolField("Whether the report had been counted before.")),
+					"errors":    always(itemsField("For each entry that was not counted, its index from 0 and the error.")),
+				})),
+			},
+			HelpSynopsis: "Report the use of keys that were verified elsewhere.",
+			HelpDescription: `A verifier that checks keys without asking Vault reports what it saw. verifier, boot
+and sequence name a report: one that is sent again counts once. Reports may be
+late and out of order.`,
+		},
+		{
+			Pattern:      usagePattern,
+			DisplayAttrs: display("key-usage"),
+			Fields:       nameFields(),
+			Operations: map[logical.Operation]framework.OperationHandler{
+				logical.ReadOperation: b.forwarded(b.readUsage, "Read the use of a key by version and source.", "read", answers("The use.", fields{
+					fieldKeyID:    always(textField("Id of the key.")),
+					"versions":    always(&framework.FieldSchema{Type: framework.TypeMap, Description: "By number: use_count, refused, last_used_time, and by source in sources: count, refused, last_used_time, minutes of the last hour and hours, by their beginning, of accepted uses."}),
+					"known_since": always(timeField("Since when this process has counted all uses of the key.")),
+				})),
+			},
+			HelpSynopsis:    "Read the use of a key by version and source.",
+			HelpDescription: "What is stored, and what was counted since the last flush, which is about once a minute.",
+		},
+	}
+}
+
+func (b *Backend) readUsage(ctx context.Context, c *call) (*logical.Response, error) {
+	k, err := c.key(ctx)
+	if err != nil {
+		return nil, err
+	}
+	use, err := c.keeper.Book.Read(ctx, k.ID, b.clock.Now())
+	if err != nil {
+		return nil, err
+	}
+	versions := map[string]any{}
+	for number, v := range use {
+		names := map[string]bool{}
+		for name := range v.Sources {
+			names[name] = true
+		}
+		shown := usage.DisplayNames(names)
+		sources := map[string]any{}
+		for name, s := range v.Sources {
+			data := map[string]any{
+				"count": s.Count, "refused": s.Refused,
+				"minutes": series(s.Minutes, time.Minute), "hours": series(s.Hours, time.Hour),
+			}
+			putTime(data, "last_used_time", s.LastUsed)
+			sources[shown[name]] = data
+		}
+		data := map[string]any{"use_count": v.Count, "refused": v.Refused, "sources": sources}
+		putTime(data, "last_used_time", v.LastUsed)
+		versions[strconv.Itoa(number)] = data
+	}
+	return &logical.Response{Data: map[string]any{
+		fieldKeyID: k.ID, "versions": versions, "known_since": stamp(c.keeper.Usage.KnownSince(k.ID)),
+	}}, nil
+}
+
+// series shows counts by the beginning of their slots.
+func series(counts map[string]uint64, slot time.Duration) map[string]any {
+	shown := map[string]any{}
+	for number, count := range counts {
+		if n, err := strconv.ParseInt(number, 10, 64); err == nil {
+			shown[time.Unix(n*int64(slot/time.Second), 0).UTC().Format(time.RFC3339)] = count
+		}
+	}
+	return shown
+}
+
+func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, error) {
+	now := b.clock.Now()
+	verifier, boot := c.text("verifier"), c.text("boot")
+	if verifier == "" || boot == "" || c.number("sequence") < 1 {
+		return nil, badInput("verifier, boot and a sequence from 1 are required: they name the report")
+	}
+	for field, value := range map[string]string{"verifier": verifier, "boot": boot} {
+		if err := checkLabel(field, value); err != nil {
+			return nil, err
+		}
+	}
+	through, err := reportTime("reported_through", c.text("reported_through"), now)
+	if err != nil {
+		return nil, err
+	}
+	answer := map[string]any{"counted": 0, "duplicate": false, "errors": []any{}}
+	// The keys are read before the report is noted, so that a failure of
+	// storage leaves it to be sent again.
+	entries, faults, err := b.usageEntries(ctx, c, now)
+	if err != nil {
+		return nil, err
+	}
+	if !c.keeper.Book.Reports.Accept(c.caller()+"|"+verifier, boot, uint64(c.number("sequence")), through, now) {
+		answer["duplicate"] = true
+		return &logical.Response{Data: answer}, nil
+	}
+	for _, e := range entries {
+		c.keeper.Usage.Add(e.lastUsed, e.keyID, e.version, e.source, e.count, e.refused)
+	}
+	answer["counted"], answer["errors"] = len(entries), faults
+	return &logical.Response{Data: answer}, nil
+}
+
+type usageEntry struct {
+	keyID          string
+	version        int
+	source         string
+	count, refused uint64
+	lastUsed       time.Time
+}
+
+func (b *Backend) usageEntries(ctx context.Context, c *call, now time.Time) ([]usageEntry, []any, error) {
+	var entries []usageEntry
+	faults := []any{}
+	for i, item := range c.items("entries") {
+		entry, err := b.usageEntry(ctx, c, item, now)
+		if err != nil {
+			resp, err := respond(err)
+			if err != nil {
+				return nil, nil, err
+			}
+			faults = append(faults, map[string]any{"index": i, "error": resp.Data["error"]})
+			continue
+		}
+		entries = append(entries, entry)
+	}
+	return entries, faults, nil
+}
+
+func (b *Backend) usageEntry(ctx context.Context, c *call, item any, now time.Time) (usageEntry, error) {
+	raw, ok := item.(map[string]any)
+	if !ok {
+		return usageEntry{}, badInput("entries must hold maps, got %s", kindName(item))
+	}
+	schema := usageEntryFields()
+	in, err := decodeFields(schema, raw, true)
+	if err != nil {
+		return usageEntry{}, err
+	}
+	one := &call{engine: c.engine, req: c.req, in: &framework.FieldData{Raw: in.values, Schema: schema}}
+	id, source := one.text(fieldKeyID), one.text(fieldSource)
+	count, refused := one.number("count"), one.number("refused")
+	switch {
+	case !token.ValidID(id):
+		return usageEntry{}, badInput("key_id must be %d letters and digits", token.IDLength)
+	case count < 0 || count > maxReported || refused < 0 || refused > maxReported:
+		return usageEntry{}, badInput("count and refused must be between 0 and %d", maxReported)
+	}
+	if err := checkLabel(fieldSource, source); err != nil {
+		return usageEntry{}, err
+	}
+	lastUsed, err := reportTime("last_used", one.text("last_used"), now)
+	if err != nil {
+		return usageEntry{}, err
+	}
+	k, err := c.store.Key(ctx, id)
+	if err != nil {
+		return usageEntry{}, err
+	}
+	if k == nil || !k.Deleted.IsZero() {
+		return usageEntry{}, badInput("key_id: there is no such key")
+	}
+	if _, ok := k.Version(one.number(fieldVersion)); !ok {
+		return usageEntry{}, badInput("version: the key has no version %d", one.number(fieldVersion))
+	}
+	return usageEntry{
+		keyID: k.ID, version: one.number(fieldVersion), source: usage.SourceName(c.caller(), source),
+		count: uint64(count), refused: uint64(refused), lastUsed: lastUsed,
+	}, nil
+}
+
+// reportTime reads a time of a verifier: now where it is absent, and never
+// after now.
+func reportTime(field, text string, now time.Time) (time.Time, error) {
+	if text == "" {
+		return now, nil
+	}
+	t, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return time.Time{}, badInput("%s must be a time as in RFC 3339", field)
+	}
+	if t.Sub(now) > maxSkew {
+		return time.Time{}, badInput("%s lies more than %s in the future: check the verifier's clock", field, maxSkew)
+	}
+	if t.After(now) {
+		t = now
+	}
+	return t.UTC(), nil
+}

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/anomaly"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/health"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/webhook"
+)
+
+const (
+	// queued bounds what waits to be told. What does not fit is found again
+	// (events that are owed), or happens again (anomalies).
+	queued = 4096
+
+	actorVerify  = "verify"
+	actorAnomaly = "anomaly detection"
+)
+
+// notice is something that verification saw and that a key's history should
+// tell. Requests do not wait for it.
+type notice struct {
+	keyID   string
+	version int
+	// first tells that the version was used for the first time.
+	first   bool
+	finding *anomaly.Finding
+}
+
+// watcher tells of what happens to keys: by webhooks, by Vault's events, and
+// in the history of keys.
+type watcher struct {
+	engine   *engine
+	hooks    *webhook.Deliverer
+	claims   *webhook.Claims
+	detector *anomaly.Detector
+	// send offers an event to Vault's own bus.
+	send func(ctx context.Context, k *keyring.Key, e keyring.Event) error
+
+	owed    chan string
+	notices chan notice
+	events  chan told
+}
+
+// told is an event on its way to Vault's own bus.
+type told struct {
+	key   *keyring.Key
+	event keyring.Event
+}
+
+// Wanted implements lifecycle.Outbox.
+func (w *watcher) Wanted() bool { return w.engine.store.HasHooks() }
+
+// Copy implements lifecycle.Outbox.
+func (w *watcher) Copy(ctx context.Context, k *keyring.Key, events []keyring.Event) error {
+	list := make([]webhook.Event, 0, len(events))
+	for _, e := range events {
+		list = append(list, hookEvent(k, e))
+	}
+	err := w.hooks.Enqueue(ctx, list...)
+	if errors.Is(err, webhook.ErrBadEvent) {
+		// It will not become better: the rest must not wait for it.
+		w.engine.keeper.Logger.Error("an event cannot be told", "key_id", k.ID, "error", err)
+		return nil
+	}
+	return err
+}
+
+// Committed implements lifecycle.Outbox.
+func (w *watcher) Committed(k *keyring.Key, events []keyring.Event, owed bool) {
+	for _, e := range events {
+		select {
+		case w.events <- told{k, e}:
+		default: // Vault's events promise nothing
+		}
+	}
+	if owed {
+		select {
+		case w.owed <- k.ID:
+		default: // the next tick copies it
+		}
+	}
+	w.engine.wakeTelling()
+}
+
+// hookEvent is an event of a key as webhooks tell it.
+func hookEvent(k *keyring.Key, e keyring.Event) webhook.Event {
+	data := map[string]any{}
+	if e.Version > 0 {
+		data[fieldVersion] = e.Version
+	}
+	if e.Actor != "" {
+		data["actor"] = e.Actor
+	}
+	if e.Reason != "" {
+		data[fieldReason] = e.Reason
+	}
+	if e.Detail != "" {
+		data["detail"] = e.Detail
+	}
+	event := webhook.Event{
+		ID: webhook.EventID(k.ID, e.Seq), Type: string(e.Type), Time: e.Time,
+		KeyID: k.ID, KeyName: k.Name, Role: k.Role, Metadata: k.CustomMetadata, Seq: e.Seq, Data: data,
+	}
+	v, ok := k.Version(e.Version)
+	if !ok {
+		return event
+	}
+	putTime(data, fieldOverlapEnds, v.OverlapEnds)
+	putTime(data, fieldAcceptedUntil, v.AcceptedUntil)
+	if e.Type == keyring.EventVersionActivated && len(v.Sealed) > 0 {
+		event.Claim = &webhook.Offer{Version: v.Number, Overlap: overlapLeft(k, v.Number)}
+	}
+	return event
+}
+
+// overlapLeft is how long the version that number superseded is accepted.
+func overlapLeft(k *keyring.Key, number int) time.Duration {
+	for _, v := range k.Versions {
+		if v.SupersededBy == number && v.State == keyring.StateRetiring {
+			return v.AcceptedUntil.Sub(v.SupersededTime)
+		}
+	}
+	return 0
+}
+
+// wakeTelling lets what is owed be told now.
+func (e *engine) wakeTelling() {
+	if e.telling != nil {
+		e.telling.Wake()
+	}
+}
+
+// tell works off what waits to be told. What fails with storage stays owed,
+// and is found by the next tick.
+func (w *watcher) tell(ctx context.Context) error {
+	for ctx.Err() == nil {
+		select {
+		case id := <-w.owed:
+			if err := w.engine.keeper.CopyOwed(ctx, id); err != nil {
+				return err
+			}
+		case n := <-w.notices:
+			if err := w.note(ctx, n); err != nil {
+				return err
+			}
+		case t := <-w.events:
+			if err := w.send(ctx, t.key, t.event); err != nil {
+				w.engine.keeper.Logger.Debug("Vault did not take an event", "type", t.event.Type, "error", err)
+			}
+		default:
+			return nil
+		}
+	}
+	return ctx.Err()
+}
+
+// note records in a key's history what verification saw.
+func (w *watcher) note(ctx context.Context, n notice) error {
+	actor := actorVerify
+	if n.finding != nil {
+		actor = actorAnomaly
+	}
+	return w.engine.keeper.Emit(ctx, n.keyID, actor, func(k *keyring.Key, _ *role.Role, c keyring.Cause) bool {
+		if n.finding != nil {
+			k.Record(c, keyring.EventAnomalyDetected, n.finding.Version, string(n.finding.Kind)+": "+evidenceOf(n.finding))
+		}
+		for i := range k.Versions {
+			v := &k.Versions[i]
+			if v.Number != n.version {
+				continue
+			}
+			if n.first && v.FirstUsedTime.IsZero() {
+				v.FirstUsedTime = c.Now
+				k.Record(c, keyring.EventVersionFirstUsed, v.Number, "")
+				return true
+			}
+			if n.finding != nil && n.finding.Kind == anomaly.EndedVersionUse {
+				k.Record(c, keyring.EventVersionStaleUse, v.Number, n.finding.Evidence)
+				if v.State == keyring.StateRetired && v.SupersededBy > 0 && v.Health != string(health.Failed) && v.RestorableAt(c.Now) {
+					v.Health = string(health.Failed)
+					k.Record(c, keyring.EventRolloverFailed, v.Number, n.finding.Evidence)
+				}
+			}
+		}
+		return n.finding != nil
+	})
+}
+
+// evidenceOf adds where a finding came from.
+func evidenceOf(f *anomaly.Finding) string {
+	if f.Source == "" {
+		return f.Evidence
+	}
+	return f.Evidence + " (source " + usage.DisplayNames(map[string]bool{f.Source: true})[f.Source] + ")"
+}
+
+func (w *watcher) notify(n notice) {
+	select {
+	case w.notices <- n:
+		w.engine.wakeTelling()
+	default:
+	}
+}
+
+// used counts a verification, and notes what is remarkable about it. It
+// touches no storage and takes no lock of a key.
+func (w *watcher) used(now time.Time, k *keyring.Key, verdict keyring.Verdict, source string) {
+	accepted := verdict.Code == keyring.CodeValid
+	first, newSource := w.engine.keeper.Usage.Record(now, k.ID, verdict.Version, source, accepted)
+	if accepted {
+		v, _ := k.Version(verdict.Version)
+		if first && v.FirstUsedTime.IsZero() && !k.Leased() {
+			w.notify(notice{keyID: k.ID, version: v.Number, first: true})
+		}
+		if newSource {
+			if f, found := w.detector.Use(now, k.ID, verdict.Version, source); found {
+				w.notify(notice{keyID: k.ID, version: verdict.Version, finding: &f})
+			}
+		}
+		return
+	}
+	switch verdict.Code {
+	case keyring.CodeRetired, keyring.CodeRevoked, keyring.CodeCompromised:
+		v, _ := k.Version(verdict.Version)
+		ended := v.EndedTime
+		if ended.IsZero() {
+			ended = v.AcceptedUntil
+		}
+		if f, found := w.detector.EndedUse(now, k.ID, v.Number, v.StateAt(k.Now(now)).String(), source, now.Sub(ended)); found {
+			w.notify(notice{keyID: k.ID, version: v.Number, finding: &f})
+		}
+	default:
+	}
+}
+
+// wrongSecret notes a token with the id of a real key and a secret that none
+// of its versions has.
+func (w *watcher) wrongSecret(now time.Time, keyID string) {
+	if f, found := w.detector.WrongSecret(now, keyID); found {
+		w.notify(notice{keyID: keyID, finding: &f})
+	}
+}
+
+// fullHour judges an hour of a key against its earlier ones.
+func (w *watcher) fullHour(keyID string, before []uint64, end time.Time, count uint64) {
+	if f, found := w.detector.Hour(end, keyID, before, count); found {
+		w.notify(notice{keyID: keyID, finding: &f})
+	}
+}
+
+// flush stores what was counted, and lets webhooks go on after a failure.
+func (w *watcher) flush(ctx context.Context) error {
+	conf, err := w.engine.store.Config(ctx)
+	if err != nil {
+		return err
+	}
+	now := w.engine.keeper.Clock.Now()
+	book := w.engine.keeper.Book
+	// Reports are noted before the counts: a crash between loses counts, and
+	// never counts twice.
+	data, err := book.Reports.Encode()
+	if err != nil {
+		return err
+	}
+	if data != nil {
+		if err := w.engine.store.PutReports(ctx, data); err != nil {
+			book.Reports.Unsaved()
+			return err
+		}
+	}
+	if err := book.Flush(ctx, now, conf.UsageRetention); err != nil {
+		return err
+	}
+	if !w.engine.store.HasHooks() {
+		return nil
+	}
+	return errors.Join(w.hooks.Recover(ctx), w.claims.Sweep(ctx))
+}
+
+// sendEvent offers an event to Vault's own bus. Vault Community does not take
+// any, and OpenBao has none: both are silence, not errors.
+func (b *Backend) sendEvent(ctx context.Context, k *keyring.Key, e keyring.Event) error {
+	event, err := logical.NewEvent()
+	if err != nil {
+		return err
+	}
+	path := "keys/" + k.Name
+	if k.Leased() {
+		path = "creds/" + k.Role
+	}
+	pairs := map[string]string{
+		logical.EventMetadataDataPath: path, "path": path, logical.EventMetadataOperation: string(e.Type),
+		fieldKeyID: k.ID, fieldRole: k.Role, "event_id": webhook.EventID(k.ID, e.Seq),
+	}
+	event.Metadata = eventMetadata(pairs)
+	err = b.SendEvent(ctx, logical.EventType("apikeys/"+string(e.Type)), event)
+	if err == nil || errors.Is(err, errNoEvents) || unimplemented(err) {
+		return nil
+	}
+	return err
+}
