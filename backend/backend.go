@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -63,8 +64,9 @@ type Backend struct {
 	open    *engine
 	closed  bool
 
-	misses  *missLimiter
-	metrics *metrics.Metrics
+	misses     *missLimiter
+	metrics    *metrics.Metrics
+	forwarding atomic.Pointer[forwarding]
 	// named has the patterns of the routes that name parts of the URL.
 	named map[*framework.Path]*regexp.Regexp
 }
@@ -143,6 +145,9 @@ func (b *Backend) HandleRequest(ctx context.Context, req *logical.Request) (resp
 	default:
 		return b.Backend.HandleRequest(ctx, req)
 	}
+	if req.Operation == logical.UpdateOperation && req.Path == verifyPattern {
+		return b.handleVerify(ctx, req)
+	}
 	path := b.Route(req.Path)
 	if path == nil {
 		return nil, logical.ErrUnsupportedPath
@@ -189,6 +194,9 @@ func (b *Backend) decodeRequest(path *framework.Path, req *logical.Request, leni
 // HandleExistenceCheck looks at the path alone. The data are checked later,
 // by HandleRequest: what an existence check cannot decode would be logged.
 func (b *Backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (checkFound, exists bool, err error) {
+	if req.Path == verifyPattern {
+		return false, false, nil // Vault asks before every verification
+	}
 	bare := *req
 	bare.Data = nil
 	if path := b.Route(req.Path); path != nil {

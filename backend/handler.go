@@ -25,6 +25,8 @@ type call struct {
 	nulls []string
 	// warnings are added to the answer, if there is one.
 	warnings []string
+	// who is what caller returns, once it was asked.
+	who string
 }
 
 type nullsKey struct{}
@@ -74,12 +76,15 @@ func (c *call) cause() (keyring.Cause, error) {
 // caller names the entity, or else the token, that makes the request.
 func (c *call) caller() string {
 	switch {
+	case c.who != "":
 	case c.req.EntityID != "":
-		return "entity:" + c.req.EntityID
+		c.who = "entity:" + c.req.EntityID
 	case c.req.ClientTokenAccessor != "":
-		return "token:" + c.req.ClientTokenAccessor
+		c.who = "token:" + c.req.ClientTokenAccessor
+	default:
+		c.who = "display:" + c.req.DisplayName
 	}
-	return "display:" + c.req.DisplayName
+	return c.who
 }
 
 func (c *call) has(field string) bool {
@@ -96,7 +101,10 @@ func (c *call) reset(field string) bool {
 // valueOf returns a field, or its default, or the zero value. decodeFields has
 // given every field the one Go type of its kind.
 func valueOf[T any](data *framework.FieldData, field string) T {
-	v, _ := data.Get(field).(T)
+	v, ok := data.Raw[field].(T)
+	if !ok {
+		v, _ = data.Get(field).(T)
+	}
 	return v
 }
 

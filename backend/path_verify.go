@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
@@ -25,14 +26,18 @@ const (
 	fieldSource   = "source"
 )
 
-func verifyItemFields() fields {
-	return fields{
+// verifyItemFields are those of one item, verifyFields those of a request.
+var (
+	verifyItemFields = fields{
 		fieldAPIKey:   secret(textField("The API key that a request presented.")),
 		fieldScopes:   listField("Scopes that the request needs, all of them."),
 		fieldSourceIP: textField("Address that the request came from. Needed where the key is bound to addresses."),
 		fieldSource:   textField("Where the request arrived, such as a region or a gateway, for the count of use."),
 	}
-}
+	verifyFields = join(verifyItemFields, fields{
+		fieldBatchInput: itemsField("Instead of the other fields, at most 1000 maps of them."),
+	})
+)
 
 func verdictFields() fields {
 	return fields{
@@ -61,9 +66,7 @@ func (b *Backend) pathVerify() []*framework.Path {
 	return []*framework.Path{{
 		Pattern:      verifyPattern,
 		DisplayAttrs: display("key"),
-		Fields: join(verifyItemFields(), fields{
-			fieldBatchInput: itemsField("Instead of the other fields, at most 1000 maps of them."),
-		}),
+		Fields:       verifyFields,
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: b.forwarded(b.verify, "Check an API key, or a batch of them.", "verify", answers("The verdict.", answer)),
 		},
@@ -74,25 +77,68 @@ why. Of an unknown key nothing is told.`,
 	}}
 }
 
+// handleVerify answers a verification without the SDK, which would compare the
+// path with every route, convert each field again, and ask Vault twice, over
+// the plugin's connection, whether to forward the request. That would take
+// longer than the verification.
+func (b *Backend) handleVerify(ctx context.Context, req *logical.Request) (*logical.Response, error) {
+	if b.mustForward() {
+		return nil, logical.ErrReadOnly
+	}
+	in, err := decodeFields(verifyFields, req.Data, true)
+	if err != nil {
+		return respond(err)
+	}
+	resp, err := b.handle(b.verify)(ctx, req, &framework.FieldData{Raw: in.values, Schema: verifyFields})
+	if resp != nil && len(in.ignored) > 0 && !resp.IsError() {
+		resp.AddWarning(ignoredWarning(in.ignored))
+	}
+	return resp, err
+}
+
+// forwarding is whether this node must leave verifications to another one, as
+// it was at a moment of the clock.
+type forwarding struct {
+	at   time.Duration
+	must bool
+}
+
+// forwardingAge is how long the answer is kept. Vault makes a new backend when
+// the role of the node changes, so this is for a Vault that does not.
+const forwardingAge = time.Second
+
+// mustForward tells what the SDK would find out for each request of an
+// operation with ForwardPerformanceStandby and ForwardPerformanceSecondary.
+func (b *Backend) mustForward() bool {
+	now := b.clock.Elapsed()
+	if f := b.forwarding.Load(); f != nil && now-f.at < forwardingAge {
+		return f.must
+	}
+	view := b.System()
+	state := view.ReplicationState()
+	must := state.HasState(consts.ReplicationPerformanceStandby) || state.HasState(consts.ReplicationPerformanceSecondary) && !view.LocalMount()
+	b.forwarding.Store(&forwarding{now, must})
+	return must
+}
+
 func (b *Backend) verify(ctx context.Context, c *call) (*logical.Response, error) {
 	if !c.has(fieldBatchInput) {
-		verdict, err := b.verifyOne(ctx, c)
+		answer, err := b.verifyOne(ctx, c, presentedIn(c))
 		if err != nil {
 			return nil, err
 		}
-		return &logical.Response{Data: verdict}, nil
+		return &logical.Response{Data: answer.data()}, nil
 	}
-	for field := range verifyItemFields() {
+	for field := range verifyItemFields {
 		if c.has(field) {
 			return nil, badInput("batch_input and %s exclude each other: put %s into the items", field, field)
 		}
 	}
-	schema := verifyItemFields()
 	items := c.items(fieldBatchInput)
 	results := make([]any, 0, len(items))
 	var ignored []string
 	for i, item := range items {
-		result, unknown, err := b.verifyItem(ctx, c, schema, i, item)
+		result, unknown, err := b.verifyItem(ctx, c, i, item)
 		if err != nil {
 			return nil, err
 		}
@@ -108,20 +154,27 @@ func (b *Backend) verify(ctx context.Context, c *call) (*logical.Response, error
 // verifyItem answers one item, and names the unknown fields in it. A bad item
 // has an error of its own; a failure of storage fails the batch, because not to
 // know is not to refuse.
-func (b *Backend) verifyItem(ctx context.Context, c *call, schema fields, i int, item any) (result map[string]any, ignored []string, err error) {
+func (b *Backend) verifyItem(ctx context.Context, c *call, i int, item any) (result any, ignored []string, err error) {
 	raw, ok := item.(map[string]any)
 	if !ok {
 		return map[string]any{"error": badInput("batch_input: item %d is not a map", i+1).Error()}, nil, nil
 	}
-	in, err := decodeFields(schema, raw, true)
-	if err == nil {
-		ignored = in.ignored
-		one := &call{engine: c.engine, req: c.req, in: &framework.FieldData{Raw: in.values, Schema: schema}}
-		var verdict map[string]any
-		if verdict, err = b.verifyOne(ctx, one); err == nil {
-			return verdict, ignored, nil
+	p, plain := plainItem(raw)
+	if !plain {
+		in, err := decodeFields(verifyItemFields, raw, true)
+		if err != nil {
+			return itemError(err, nil)
 		}
+		ignored, p = in.ignored, presentedIn(&call{in: &framework.FieldData{Raw: in.values, Schema: verifyItemFields}})
 	}
+	answer, err := b.verifyOne(ctx, c, p)
+	if err != nil {
+		return itemError(err, ignored)
+	}
+	return answer, ignored, nil
+}
+
+func itemError(err error, ignored []string) (any, []string, error) {
 	var input *inputError
 	if errors.As(err, &input) || errors.Is(err, errTooManyMisses) {
 		return map[string]any{"error": err.Error()}, ignored, nil
@@ -129,27 +182,65 @@ func (b *Backend) verifyItem(ctx context.Context, c *call, schema fields, i int,
 	return nil, nil, err
 }
 
-func (b *Backend) verifyOne(ctx context.Context, c *call) (map[string]any, error) {
-	if !c.has(fieldAPIKey) {
+// presented is what a request is asked about. absent tells that there is no
+// api_key.
+type presented struct {
+	absent   bool
+	apiKey   string
+	scopes   []string
+	sourceIP string
+	source   string
+}
+
+func presentedIn(c *call) presented {
+	return presented{
+		absent: !c.has(fieldAPIKey), apiKey: c.text(fieldAPIKey), scopes: c.list(fieldScopes),
+		sourceIP: c.text(fieldSourceIP), source: c.text(fieldSource),
+	}
+}
+
+// plainItem reads an item that holds nothing but texts under known names, as
+// nearly all do, without the maps that decodeFields makes. It tells whether
+// the item is one.
+func plainItem(raw map[string]any) (presented, bool) {
+	p := presented{absent: true}
+	for name, value := range raw {
+		text, ok := value.(string)
+		switch {
+		case !ok:
+			return p, false
+		case name == fieldAPIKey:
+			p.absent, p.apiKey = false, text
+		case name == fieldSource:
+			p.source = text
+		case name == fieldSourceIP:
+			p.sourceIP = text
+		default:
+			return p, false
+		}
+	}
+	return p, true
+}
+
+func (b *Backend) verifyOne(ctx context.Context, c *call, p presented) (*verdictAnswer, error) {
+	if p.absent {
 		return nil, badInput("api_key is required: the key that the request presented")
 	}
-	if err := role.CheckRequired(fieldScopes, c.list(fieldScopes)); err != nil {
+	query := keyring.Query{Scopes: p.scopes, Digest: token.Sum(p.apiKey)}
+	if err := role.CheckRequired(fieldScopes, query.Scopes); err != nil {
 		return nil, badInput("%s", err)
 	}
-	query := keyring.Query{Scopes: c.list(fieldScopes)}
-	if ip := c.text(fieldSourceIP); ip != "" {
-		addr, err := netip.ParseAddr(ip)
+	if p.sourceIP != "" {
+		addr, err := netip.ParseAddr(p.sourceIP)
 		if err != nil {
 			return nil, badInput("source_ip must be an IPv4 or IPv6 address without a port")
 		}
 		query.SourceIP = addr
 	}
-	source := c.text(fieldSource)
-	if err := checkLabel(fieldSource, source); err != nil {
+	if err := checkLabel(fieldSource, p.source); err != nil {
 		return nil, err
 	}
-	presented := c.text(fieldAPIKey)
-	k, code, err := b.find(ctx, c, presented)
+	k, code, err := b.find(ctx, c, p.apiKey, query.Digest)
 	if err != nil {
 		return nil, err
 	}
@@ -167,27 +258,24 @@ func (b *Backend) verifyOne(ctx context.Context, c *call) (map[string]any, error
 	} else if k.Deleted.IsZero() {
 		return nil, errors.New("the role of a key is missing from storage")
 	}
-	query.Digest = token.Sum(presented)
 	now := b.clock.Now()
 	verdict := k.Verify(now, limits, query)
 	if verdict.Version == 0 {
 		b.metrics.Unknown(keyring.CodeNotFound)
 		return refused(keyring.CodeNotFound), nil
 	}
-	c.watch.used(now, k, verdict, usage.SourceName(c.caller(), source))
+	c.watch.used(now, k, verdict, usage.SourceName(c.caller(), p.source))
 	b.metrics.Verified(k.Role, verdict.Code)
-	return verdictAnswer(k, verdict, now), nil
+	return answerOf(k, verdict, now), nil
 }
 
 // refused is all that is told of a key that is not known.
-func refused(code keyring.Code) map[string]any {
-	return map[string]any{"valid": false, "code": string(code)}
-}
+func refused(code keyring.Code) *verdictAnswer { return &verdictAnswer{Code: string(code)} }
 
 // find returns the key that presented may belong to, or the code for none. A
 // token of our form is found by the id in it, others only by their digest and
 // only where the mount has imports.
-func (b *Backend) find(ctx context.Context, c *call, presented string) (*keyring.Key, keyring.Code, error) {
+func (b *Backend) find(ctx context.Context, c *call, presented string, digest token.Digest) (*keyring.Key, keyring.Code, error) {
 	ask := func() error { return b.misses.allow(c.caller()) }
 	parsed, malformed := token.Parse(presented)
 	if malformed == nil {
@@ -195,7 +283,7 @@ func (b *Backend) find(ctx context.Context, c *call, presented string) (*keyring
 		if err != nil {
 			return nil, "", err
 		}
-		if k != nil && hasDigest(k, token.Sum(presented)) {
+		if k != nil && hasDigest(k, digest) {
 			return k, "", nil
 		}
 		if k != nil && k.Deleted.IsZero() {
@@ -210,7 +298,7 @@ func (b *Backend) find(ctx context.Context, c *call, presented string) (*keyring
 	if err != nil || !imports || token.ImportableForm(presented) != nil {
 		return nil, code, err
 	}
-	k, err := c.store.KeyByImport(ctx, token.Sum(presented), ask)
+	k, err := c.store.KeyByImport(ctx, digest, ask)
 	return k, keyring.CodeNotFound, err
 }
 
@@ -236,21 +324,55 @@ func hasDigest(k *keyring.Key, d token.Digest) bool {
 	return found
 }
 
-func verdictAnswer(k *keyring.Key, verdict keyring.Verdict, now time.Time) map[string]any {
+// verdictAnswer is the answer to one key, as it stands in a batch. Where the
+// key is not known only valid and code are set. Its slices and maps belong to
+// the key: they are only to be read.
+type verdictAnswer struct {
+	Valid         bool              `json:"valid"`
+	Code          string            `json:"code"`
+	KeyID         string            `json:"key_id,omitempty"`
+	Name          string            `json:"name,omitempty"`
+	Role          string            `json:"role,omitempty"`
+	Version       int               `json:"version,omitempty"`
+	State         string            `json:"state,omitempty"`
+	Scopes        []string          `json:"scopes,omitzero"` // empty is not absent
+	Metadata      map[string]string `json:"custom_metadata,omitzero"`
+	SupersededBy  int               `json:"superseded_by,omitempty"`
+	OverlapEnds   time.Time         `json:"overlap_ends,omitzero"`
+	AcceptedUntil time.Time         `json:"accepted_until,omitzero"`
+	ExpireTime    time.Time         `json:"expire_time,omitzero"`
+}
+
+func answerOf(k *keyring.Key, verdict keyring.Verdict, now time.Time) *verdictAnswer {
 	v, _ := k.Version(verdict.Version)
-	data := map[string]any{
-		"valid": verdict.Code == keyring.CodeValid, "code": string(verdict.Code),
-		fieldKeyID: k.ID, fieldRole: k.Role, fieldVersion: v.Number, fieldState: v.StateAt(k.Now(now)).String(),
-		fieldScopes: append([]string{}, verdict.Scopes...), fieldMetadata: metadata(k.CustomMetadata),
+	scopes := verdict.Scopes
+	if scopes == nil {
+		scopes = []string{}
 	}
-	if k.Name != "" {
-		data[fieldName] = k.Name
+	return &verdictAnswer{
+		Valid: verdict.Code == keyring.CodeValid, Code: string(verdict.Code),
+		KeyID: k.ID, Name: k.Name, Role: k.Role, Version: v.Number, State: v.StateAt(k.Now(now)).String(),
+		Scopes: scopes, Metadata: metadata(k.CustomMetadata), SupersededBy: v.SupersededBy,
+		OverlapEnds: v.OverlapEnds.UTC(), AcceptedUntil: v.AcceptedUntil.UTC(), ExpireTime: v.ExpireTime.UTC(),
 	}
-	if v.SupersededBy > 0 {
-		data["superseded_by"] = v.SupersededBy
+}
+
+// data is the answer to a single key.
+func (a *verdictAnswer) data() map[string]any {
+	data := map[string]any{"valid": a.Valid, "code": a.Code}
+	if a.KeyID == "" {
+		return data
 	}
-	putTime(data, fieldOverlapEnds, v.OverlapEnds)
-	putTime(data, fieldAcceptedUntil, v.AcceptedUntil)
-	putTime(data, fieldExpireTime, v.ExpireTime)
+	data[fieldKeyID], data[fieldRole], data[fieldVersion], data[fieldState] = a.KeyID, a.Role, a.Version, a.State
+	data[fieldScopes], data[fieldMetadata] = a.Scopes, a.Metadata
+	if a.Name != "" {
+		data[fieldName] = a.Name
+	}
+	if a.SupersededBy > 0 {
+		data["superseded_by"] = a.SupersededBy
+	}
+	putTime(data, fieldOverlapEnds, a.OverlapEnds)
+	putTime(data, fieldAcceptedUntil, a.AcceptedUntil)
+	putTime(data, fieldExpireTime, a.ExpireTime)
 	return data
 }
