@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MPL-2.0
 
-// Command plugin is the engine with one path more, for benchmarks alone: noop,
-// a write that takes the fields of verify and does nothing with them. What
-// verify costs is measured against it.
+// Command plugin is the engine with two paths more, for benchmarks alone, that
+// what verify costs is measured against: noop, a path as the engine's others
+// are, which takes the fields of verify and does nothing with them, and floor,
+// which is answered before the engine looks at the request.
 package main
 
 import (
@@ -46,8 +47,31 @@ func factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 	// In front of the others, so that no path is found sooner. The SDK looks at
 	// the paths when the first request arrives.
 	engine.Paths = append([]*framework.Path{noop()}, engine.Paths...)
-	return engine, nil
+	return &bare{engine}, nil
 }
+
+// bare is the engine behind floor.
+type bare struct{ *backend.Backend }
+
+const floor = "floor"
+
+// HandleExistenceCheck says that floor has none.
+func (b *bare) HandleExistenceCheck(ctx context.Context, req *logical.Request) (found, exists bool, err error) {
+	if req.Path == floor {
+		return false, false, nil
+	}
+	return b.Backend.HandleExistenceCheck(ctx, req)
+}
+
+// HandleRequest answers floor.
+func (b *bare) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
+	if req.Path == floor {
+		return nothing(), nil
+	}
+	return b.Backend.HandleRequest(ctx, req)
+}
+
+func nothing() *logical.Response { return &logical.Response{Data: map[string]any{"ok": true}} }
 
 func noop() *framework.Path {
 	return &framework.Path{
@@ -59,7 +83,7 @@ func noop() *framework.Path {
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: &framework.PathOperation{
 				Callback: func(context.Context, *logical.Request, *framework.FieldData) (*logical.Response, error) {
-					return &logical.Response{Data: map[string]any{"ok": true}}, nil
+					return nothing(), nil
 				},
 			},
 		},
