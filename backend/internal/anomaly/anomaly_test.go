@@ -145,10 +145,10 @@ func TestALeakTriedFromEverywhereIsNoStorm(t *testing.T) {
 	}
 }
 
-// live uses a key from its sources, once an hour each.
-func live(t *testing.T, d *Detector, from, to time.Duration, sources func(hour int) []string) (findings []Finding) {
+// live uses a key from its sources, once an hour each, up to a time after start.
+func live(t *testing.T, d *Detector, to time.Duration, sources func(hour int) []string) (findings []Finding) {
 	t.Helper()
-	for at := from; at < to; at += time.Hour {
+	for at := time.Duration(0); at < to; at += time.Hour {
 		for _, s := range sources(int(at.Hours())) {
 			if f, ok := d.Use(start.Add(at), "k", 1, s); ok {
 				findings = append(findings, f)
@@ -163,7 +163,7 @@ func fixed(int) []string { return []string{"a", "b", "c"} }
 func TestAnUnseenSourceOfASettledKeyIsReportedOnce(t *testing.T) {
 	t.Parallel()
 	d := New(start)
-	if fs := live(t, d, 0, 20*day, fixed); len(fs) > 0 {
+	if fs := live(t, d, 20*day, fixed); len(fs) > 0 {
 		t.Fatalf("its own sources were reported: %+v", fs)
 	}
 	f, ok := d.Use(start.Add(20*day), "k", 4, "elsewhere")
@@ -181,7 +181,7 @@ func TestAnUnseenSourceOfASettledKeyIsReportedOnce(t *testing.T) {
 func TestAYoungKeyIsNotJudgedForItsSources(t *testing.T) {
 	t.Parallel()
 	d := New(start)
-	fs := live(t, d, 0, learnTime, func(hour int) []string {
+	fs := live(t, d, learnTime, func(hour int) []string {
 		if hour == 13*24 {
 			return []string{"elsewhere"}
 		}
@@ -196,7 +196,7 @@ func TestAKeyWhoseSourcesAlwaysChangeIsNotReported(t *testing.T) {
 	t.Parallel()
 	for _, every := range []int{1, 24, 4 * 24} {
 		d := New(start)
-		fs := live(t, d, 0, 90*day, func(hour int) []string { return append(fixed(hour), fmt.Sprint("n", hour/every)) })
+		fs := live(t, d, 90*day, func(hour int) []string { return append(fixed(hour), fmt.Sprint("n", hour/every)) })
 		if len(fs) > 0 {
 			t.Errorf("new ones every %d hours: %d findings, the first %+v", every, len(fs), fs[0])
 		}
@@ -206,7 +206,7 @@ func TestAKeyWhoseSourcesAlwaysChangeIsNotReported(t *testing.T) {
 func TestManyNewSourcesAtOnceAreOneFinding(t *testing.T) {
 	t.Parallel()
 	d := New(start)
-	live(t, d, 0, 30*day, fixed)
+	live(t, d, 30*day, fixed)
 	n := 0
 	for i := range 50 {
 		if _, ok := d.Use(start.Add(30*day), "k", 1, fmt.Sprint("new", i)); ok {
@@ -256,7 +256,7 @@ func TestACutListOfSourcesDoesNotCountAsHistory(t *testing.T) {
 		stored = append(stored, fmt.Sprint(i))
 	}
 	d.Learn("k", stored, start.Add(-30*day))
-	live(t, d, 0, 3*day, fixed)
+	live(t, d, 3*day, fixed)
 	if _, ok := d.Use(start.Add(5*day), "k", 1, "elsewhere"); ok {
 		t.Fatal("reported, though the list may have been cut")
 	}

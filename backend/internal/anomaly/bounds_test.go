@@ -28,7 +28,7 @@ func fill(d *Detector, keys, sources int) {
 var flatWeeks = flat(10, 48)
 
 // TestMemoryIsBounded is not parallel: it measures the heap.
-func TestMemoryIsBounded(t *testing.T) { //nolint:paralleltest // see above
+func TestMemoryIsBounded(t *testing.T) {
 	const keys = 4096
 	l := limits{keys: keys / shardCount, sources: 10 * keys / shardCount}
 	before := heap()
@@ -99,7 +99,7 @@ func TestTheCountsOfMemoryAreRight(t *testing.T) {
 func TestStrangersCannotMakeItForgetSources(t *testing.T) {
 	t.Parallel()
 	d := newDetector(start, limits{keys: 1, sources: 100})
-	live(t, d, 0, 30*day, fixed)
+	live(t, d, 30*day, fixed)
 	for i := range 10_000 {
 		d.WrongSecret(start.Add(30*day), strconv.Itoa(i))
 		d.EndedUse(start.Add(30*day), strconv.Itoa(i), 1, "revoked", "s", time.Hour)
@@ -129,7 +129,7 @@ func TestAKeyWithTooManySourcesIsNotJudged(t *testing.T) {
 }
 
 // TestAnOrdinaryEventAllocatesNothing is not parallel: it counts allocations.
-func TestAnOrdinaryEventAllocatesNothing(t *testing.T) { //nolint:paralleltest // see above
+func TestAnOrdinaryEventAllocatesNothing(t *testing.T) {
 	d := New(start)
 	now := start
 	for name, event := range map[string]func(){

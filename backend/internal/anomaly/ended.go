@@ -5,6 +5,7 @@ package anomaly
 import (
 	"fmt"
 	"hash/maphash"
+	"strings"
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
@@ -49,7 +50,7 @@ func (d *Detector) EndedUse(now time.Time, keyID string, version int, state, sou
 	e, ok := s.ended.Get(keyID)
 	if !ok {
 		e = &ended{slots: map[uint64]*pace{}, purged: t}
-		s.ended.Add(keyID, e)
+		s.ended.Add(strings.Clone(keyID), e)
 	}
 	before := len(e.slots)
 	p, named := e.slot(t, d.hashEnded(version, compromised, source))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"gonum.org/v1/gonum/stat"
@@ -74,7 +75,7 @@ func (d *Detector) Hour(now time.Time, keyID string, hours []uint64, count uint6
 	r, known := s.rates.Get(keyID)
 	if !known {
 		r = &rates{}
-		s.rates.Add(keyID, r)
+		s.rates.Add(strings.Clone(keyID), r)
 	}
 	p := &r.low
 	if v.high {
@@ -99,7 +100,7 @@ func (d *Detector) Hour(now time.Time, keyID string, hours []uint64, count uint6
 //
 // An hour is unusual only if nothing explains it: not this hour of the week (or
 // of the day, while there are less than two weeks of history) nor the hours
-// beside it, not the level of the last 24 hours, not this hour of the last three
+// beside it, not the level of the last 24 hours, not this hour of the last few
 // days. A quiet hour is also explained by any day of the week, for a holiday
 // looks like a Sunday; it must be the third in a row, and takes a week of
 // history. A busy hour of a key that often jumps is also explained by its
@@ -252,6 +253,20 @@ func (h *history) lately(at int) (lastDay, lastDays, leastDays float64) {
 	return lastDay, lastDays, leastDays
 }
 
+// again is what the hour at, give or take one, had yesterday, the day before and
+// a week ago, at the least: a new daily job is usual before most weeks have it.
+func (h *history) again(at int) float64 {
+	most := 0.0
+	for shift := -1; shift <= 1; shift++ {
+		i := at + shift
+		if i < hoursOfWeek {
+			continue
+		}
+		most = max(most, float64(min(h.hours[i-hoursOfDay], h.hours[i-2*hoursOfDay], h.hours[i-hoursOfWeek])))
+	}
+	return most
+}
+
 func (h *history) judgeHigh(count float64) (verdict, bool) {
 	n := len(h.hours)
 	expected := max(h.usual(n, 0), h.usual(n, -1), h.usual(n, 1))
@@ -266,7 +281,7 @@ func (h *history) judgeHigh(count float64) (verdict, bool) {
 		return verdict{}, false
 	}
 	lastDay, lastDays, _ := h.lately(n)
-	expected *= math.Exp(max(0, lastDay, lastDays))
+	expected = max(expected*math.Exp(max(0, lastDay, lastDays)), h.again(n))
 	if !tooHigh(count, expected) {
 		return verdict{}, false
 	}

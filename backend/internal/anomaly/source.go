@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"math"
+	"strings"
 	"time"
 )
 
@@ -130,7 +131,7 @@ func (s *shard) history(keyID string, since time.Duration) *known {
 	k, ok := s.known.Get(keyID)
 	if !ok {
 		k = &known{since: since, sources: map[uint64]int32{}}
-		s.known.Add(keyID, k)
+		s.known.Add(strings.Clone(keyID), k)
 	}
 	return k
 }

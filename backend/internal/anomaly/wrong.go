@@ -4,6 +4,7 @@ package anomaly
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -40,7 +41,7 @@ func (d *Detector) WrongSecret(now time.Time, keyID string) (Finding, bool) {
 	w, ok := s.wrong.Get(keyID)
 	if !ok {
 		w = &wrong{fast: t, slow: t, first: t}
-		s.wrong.Add(keyID, w)
+		s.wrong.Add(strings.Clone(keyID), w)
 	}
 	if w.fast <= t && w.slow <= t {
 		w.first, w.count = t, 0

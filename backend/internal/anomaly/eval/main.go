@@ -128,7 +128,7 @@ func report(w io.Writer, c config) error {
 	for seed := range c.seeds {
 		for i, cl := range classes {
 			for n := range c.keys {
-				k := newKey(c.firstSeed+uint64(seed), i*c.keys+n, cl) //nolint:gosec // not negative
+				k := newKey(c.firstSeed+uint64(seed), i*c.keys+n, cl)
 				all = append(all, play(k, cl, false))
 				if cl.name == "normal" {
 					wolf += play(k, cl, true).wrong[anomaly.UnseenSource]
