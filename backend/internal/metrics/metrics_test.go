@@ -387,7 +387,7 @@ func TestThePageHasEveryMetric(t *testing.T) {
 	}
 	type row struct{ kind, labels string }
 	got := map[string]row{}
-	for _, match := range regexp.MustCompile("(?m)^\\| `(apikeys_\\w+)` \\| (\\w+) \\| ([^|]*) \\| ([^|]+) \\|$").FindAllStringSubmatch(string(source), -1) {
+	for _, match := range regexp.MustCompile("(?m)^\\| `(apikeys_\\w+)` \\| (\\w+) \\|([^|]*)\\| ([^|]+) \\|$").FindAllStringSubmatch(string(source), -1) {
 		if _, twice := got[match[1]]; twice {
 			t.Errorf("the page has %s twice", match[1])
 		}
