@@ -24,6 +24,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -83,6 +84,8 @@ type engine struct {
 	heal  *jobs.Worker
 	// lost are ids of keys whose entry in the due index is gone.
 	lost chan string
+	// unknownIDs are ids that verify was asked for and that no key has.
+	unknownIDs *lru.Cache[string, struct{}]
 
 	// watch tells of what happens; telling works off what waits to be told.
 	watch   *watcher
@@ -233,7 +236,7 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 	if err != nil {
 		return nil, err
 	}
-	e := &engine{store: s, lost: make(chan string, 1024)}
+	e := &engine{store: s, lost: make(chan string, 1024), unknownIDs: newUnknownIDs()}
 	tracker := usage.New(b.clock.Now())
 	e.keeper = &lifecycle.Keeper{
 		Store: s, Clock: b.clock, Rand: b.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages()), Logger: b.Logger(),

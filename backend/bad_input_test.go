@@ -532,7 +532,7 @@ func TestBatches(t *testing.T) {
 	m.refused(badStatus, logical.UpdateOperation, "import", nil, "batch_input")
 	m.refused(badStatus, logical.UpdateOperation, "verify", nil, "api_key")
 	m.refused(badStatus, logical.UpdateOperation, "verify", object{"batch_input": []any{}, "api_key": marker}, "batch_input", "api_key")
-	if a := m.request(logical.UpdateOperation, "import", object{"batch_input": []any{}}); a.status != http.StatusOK || len(a.data["batch_results"].([]any)) != 0 {
+	if a := m.request(logical.UpdateOperation, "import", object{"batch_input": []any{}}); a.status != http.StatusOK || len(list(t, a.data["batch_results"])) != 0 {
 		t.Errorf("an empty batch: %s", a)
 	}
 
@@ -558,14 +558,14 @@ func TestBatches(t *testing.T) {
 	if number(t, data["imported"]) != 3 || number(t, data["failed"]) != len(bad) {
 		t.Errorf("imported %v, failed %v, want 3 and %d", data["imported"], data["failed"], len(bad))
 	}
-	results := data["batch_results"].([]any)
+	results := list(t, data["batch_results"])
 	for i, b := range bad {
-		one := results[i+1].(object)
+		one := aMap(t, results[i+1])
 		if s, _ := one["error"].(string); !strings.Contains(s, b.word) {
 			t.Errorf("item %s is answered %v, want an error about %s", toJSON(b.item), one, b.word)
 		}
 	}
-	if first, again := results[0].(object), results[len(results)-2].(object); first["key_id"] == nil || first["key_id"] != again["key_id"] {
+	if first, again := aMap(t, results[0]), aMap(t, results[len(results)-2]); first["key_id"] == nil || first["key_id"] != again["key_id"] {
 		t.Errorf("importing the same again answers %v, first it was %v", again, first)
 	}
 	m.wantCodes("VALID VALID MALFORMED", "good-token-0123456789", "last-token-0123456789", "short")
@@ -573,13 +573,13 @@ func TestBatches(t *testing.T) {
 		t.Errorf("keys are %v", names)
 	}
 
-	verdicts := m.write("verify", object{"batch_input": []any{
+	verdicts := list(t, m.write("verify", object{"batch_input": []any{
 		object{"api_key": "good-token-0123456789"}, "text", object{"api_key": 5}, object{}, object{"api_key": "nonsense"}, object{"api_key": "good-token-0123456789", "scopes": "write"},
 		object{"api_key": "good-token-0123456789", "source_ip": "nowhere"},
-	}})["batch_results"].([]any)
+	}})["batch_results"])
 	var got []string
 	for _, v := range verdicts {
-		one := v.(object)
+		one := aMap(t, v)
 		switch {
 		case one["error"] != nil:
 			got = append(got, "error")

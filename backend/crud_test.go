@@ -311,7 +311,7 @@ func TestHistoryTellsWhoWhenAndWhy(t *testing.T) {
 	transitions, _ := h["transitions"].([]any)
 	var got []string
 	for _, x := range transitions {
-		e := x.(object)
+		e := aMap(t, x)
 		got = append(got, fmt.Sprintf("%v %v %v %v %v", e["time"], e["type"], e["version"], e["actor"], e["reason"]))
 	}
 	want := []string{

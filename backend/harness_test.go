@@ -516,6 +516,24 @@ func versions(t *testing.T, key object) []object {
 	return all
 }
 
+func list(t *testing.T, v any) []any {
+	t.Helper()
+	l, ok := v.([]any)
+	if !ok {
+		t.Fatalf("got %v (%T), want a list", v, v)
+	}
+	return l
+}
+
+func aMap(t *testing.T, v any) object {
+	t.Helper()
+	o, ok := v.(object)
+	if !ok {
+		t.Fatalf("got %v (%T), want a map", v, v)
+	}
+	return o
+}
+
 func text(t *testing.T, v any) string {
 	t.Helper()
 	s, ok := v.(string)

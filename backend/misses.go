@@ -12,11 +12,14 @@ import (
 )
 
 const (
-	// missRate and missBurst bound how often one caller can make verify read
-	// storage for keys that are not in the cache. They are far above what a
-	// gateway needs to warm up, and below what slows storage down.
-	missRate  = 500
+	// missRate and missBurst bound how often, in a second, one caller can make
+	// verify read storage for keys that do not exist. They are far above what
+	// typing errors cause, and below what slows storage down.
+	missRate  = 1000
 	missBurst = 10_000
+	// maxUnknownIDs bounds the ids that are known to belong to no key; each
+	// takes about 100 bytes.
+	maxUnknownIDs = 65_536
 	// missCallers bounds how many callers are told apart.
 	missCallers = 4096
 )
@@ -39,17 +42,34 @@ func newMissLimiter(c clock.Clock) *missLimiter {
 	return &missLimiter{clock: c, callers: callers}
 }
 
-func (m *missLimiter) allow(caller string) error {
-	l, ok := m.callers.Get(caller)
-	if !ok {
-		fresh := rate.NewLimiter(missRate, missBurst)
-		if former, raced, _ := m.callers.PeekOrAdd(caller, fresh); raced {
-			fresh = former
-		}
-		l = fresh
-	}
-	if !l.AllowN(m.clock.Now(), 1) {
+// check returns errTooManyMisses where the caller has had storage read for
+// nothing too often.
+func (m *missLimiter) check(caller string) error {
+	if m.of(caller).TokensAt(m.clock.Now()) < 1 {
 		return errTooManyMisses
 	}
 	return nil
+}
+
+// spend counts a read that found nothing.
+func (m *missLimiter) spend(caller string) { m.of(caller).AllowN(m.clock.Now(), 1) }
+
+func (m *missLimiter) of(caller string) *rate.Limiter {
+	if l, ok := m.callers.Get(caller); ok {
+		return l
+	}
+	fresh := rate.NewLimiter(missRate, missBurst)
+	if former, raced, _ := m.callers.PeekOrAdd(caller, fresh); raced {
+		return former
+	}
+	return fresh
+}
+
+// newUnknownIDs remembers ids that no key has.
+func newUnknownIDs() *lru.Cache[string, struct{}] {
+	ids, err := lru.New[string, struct{}](maxUnknownIDs)
+	if err != nil {
+		panic(err) // the library refuses only a size below one
+	}
+	return ids
 }

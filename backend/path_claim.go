@@ -44,9 +44,12 @@ like an unknown code and raises an alarm.`,
 var errNoClaim = badInput("code is not a claim that can be redeemed: it is unknown, was redeemed before, or its time is over")
 
 func (b *Backend) claim(ctx context.Context, c *call) (*logical.Response, error) {
-	if err := b.misses.allow(claimPattern); err != nil {
+	// One bucket for all strangers: a code has 256 bits, so what is limited is
+	// the reads of storage, not the guessing.
+	if err := b.misses.check(claimPattern); err != nil {
 		return nil, err
 	}
+	b.misses.spend(claimPattern)
 	claim, err := c.watch.claims.Redeem(ctx, c.text("code"))
 	switch {
 	case errors.Is(err, webhook.ErrClaimReused):

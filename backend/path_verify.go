@@ -273,15 +273,30 @@ func (b *Backend) verifyOne(ctx context.Context, c *call, p presented) (*verdict
 func refused(code keyring.Code) *verdictAnswer { return &verdictAnswer{Code: string(code)} }
 
 // find returns the key that presented may belong to, or the code for none. A
-// token of our form is found by the id in it, others only by their digest and
-// only where the mount has imports.
+// token of our form is found by the id in it, others, and those that another
+// mount made, only by their digest and only where the mount has imports.
+//
+// How often a caller may have storage read for nothing is limited. A read that
+// finds a key costs it nothing: after a start every key is read once.
 func (b *Backend) find(ctx context.Context, c *call, presented string, digest token.Digest) (*keyring.Key, keyring.Code, error) {
-	ask := func() error { return b.misses.allow(c.caller()) }
-	parsed, malformed := token.Parse(presented)
-	if malformed == nil {
-		k, err := b.byID(ctx, c, parsed.KeyID, ask)
-		if err != nil {
-			return nil, "", err
+	imports, err := c.store.HasImports(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	imports = imports && token.ImportableForm(presented) == nil
+	code := keyring.CodeMalformed
+	if parsed, err := token.Parse(presented); err == nil {
+		code = keyring.CodeNotFound
+		k := c.store.CachedKey(parsed.KeyID)
+		if k == nil && imports {
+			if imported := c.store.CachedImport(digest); imported != nil {
+				return imported, "", nil
+			}
+		}
+		if k == nil {
+			if k, err = b.readID(ctx, c, parsed.KeyID); err != nil {
+				return nil, "", err
+			}
 		}
 		if k != nil && hasDigest(k, digest) {
 			return k, "", nil
@@ -290,30 +305,38 @@ func (b *Backend) find(ctx context.Context, c *call, presented string, digest to
 			c.watch.wrongSecret(b.clock.Now(), k.ID)
 		}
 	}
-	code := keyring.CodeNotFound
-	if malformed != nil {
-		code = keyring.CodeMalformed
+	if !imports {
+		return nil, code, nil
 	}
-	imports, err := c.store.HasImports(ctx)
-	if err != nil || !imports || token.ImportableForm(presented) != nil {
-		return nil, code, err
+	read := false
+	k, err := c.store.KeyByImport(ctx, digest, func() error {
+		read = true
+		return b.misses.check(c.caller())
+	})
+	if k == nil && read && err == nil {
+		b.misses.spend(c.caller())
 	}
-	k, err := c.store.KeyByImport(ctx, digest, ask)
 	return k, keyring.CodeNotFound, err
 }
 
-// byID returns the key with an id that a stranger chose: whether a miss may
-// read storage is limited for each caller.
-func (b *Backend) byID(ctx context.Context, c *call, id string, ask func() error) (*keyring.Key, error) {
-	if k := c.store.CachedKey(id); k != nil {
-		return k, nil
+// readID reads the key with an id that a stranger chose. Ids are random, so
+// one that is unknown stays so, and is remembered without another read.
+func (b *Backend) readID(ctx context.Context, c *call, id string) (*keyring.Key, error) {
+	if c.unknownIDs.Contains(id) {
+		return nil, nil
 	}
-	if err := ask(); err != nil {
+	if err := b.misses.check(c.caller()); err != nil {
 		return nil, err
 	}
 	// The id is part of the presented token: a copy keeps the rest of the
-	// token out of the cache.
-	return c.store.Key(ctx, strings.Clone(id))
+	// token out of the caches.
+	id = strings.Clone(id)
+	k, err := c.store.Key(ctx, id)
+	if err == nil && k == nil {
+		b.misses.spend(c.caller())
+		c.unknownIDs.Add(id, struct{}{})
+	}
+	return k, err
 }
 
 func hasDigest(k *keyring.Key, d token.Digest) bool {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
@@ -87,6 +89,35 @@ func TestNothingIsToldOfAKeyThatIsNotKnown(t *testing.T) {
 		if got := m.verdict(presented, nil); !same(got, object{"valid": false, "code": code}) {
 			t.Errorf("with imports verify answers %v, want %s and nothing else", got, code)
 		}
+	}
+}
+
+func TestGarbageCostsNoStorage(t *testing.T) {
+	t.Parallel()
+	memory := storetest.NewMemory()
+	counting := storetest.NewCounting(memory)
+	m := newMountOn(t, memory, counting, clock.NewManual(epoch))
+	m.role(nil)
+	known := m.key("acme", nil)
+	m.code(known)
+	cost := func(presented string) int {
+		t.Helper()
+		counting.Reset()
+		m.code(presented)
+		return counting.Total().All()
+	}
+	for _, presented := range []string{known, known[:len(known)-1], known + "x", "imported-looking-0123456789", "", strings.Repeat("x", 1<<20)} {
+		if n := cost(presented); n != 0 {
+			t.Errorf("verify of a string of %d characters costs %d operations", len(presented), n)
+		}
+	}
+	m.write("keys/brought", object{"role": "r", "import_key": "legacy-token-0123456789"})
+	m.code("legacy-token-0123456789")
+	if first, second := cost("imported-looking-0123456789"), cost("imported-looking-0123456789"); first != 1 || second != 0 {
+		t.Errorf("with imports an unknown string costs %d operations, and %d again", first, second)
+	}
+	if n := cost("legacy-token-0123456789"); n != 0 {
+		t.Errorf("verify of an imported key that is cached costs %d operations", n)
 	}
 }
 
@@ -221,8 +252,8 @@ func TestAFloodOfUnknownKeysIsToldToTryAgain(t *testing.T) {
 			body := "key_" + id + "_" + strings.Repeat("b", 32)
 			items[i] = object{"api_key": body + token.Checksum(body)}
 		}
-		for _, r := range m.write("verify", object{"batch_input": items})["batch_results"].([]any) {
-			switch one := r.(object); {
+		for _, r := range list(t, m.write("verify", object{"batch_input": items})["batch_results"]) {
+			switch one := aMap(t, r); {
 			case one["code"] == "NOT_FOUND":
 			case strings.Contains(toJSON(one["error"]), "try again"):
 				limited++
@@ -235,7 +266,7 @@ func TestAFloodOfUnknownKeysIsToldToTryAgain(t *testing.T) {
 		t.Errorf("%d of 11000 unknown keys were put off, want those above the burst of 10000", limited)
 	}
 	m.wantCodes("VALID", known) // what is known is not limited
-	last := items[999].(object)
+	last := aMap(t, items[999])
 	if a := m.request(logical.UpdateOperation, "verify", last); a.status != 429 {
 		t.Errorf("a single one is answered %s, want 429", a)
 	}

@@ -236,6 +236,10 @@ func typeName(kind framework.FieldType) string {
 		return "time"
 	case framework.TypeSlice:
 		return "list of maps"
+	case framework.TypeMap:
+		return "map"
+	case framework.TypeFloat:
+		return "number"
 	default:
 		return "unknown: " + kind.String()
 	}

@@ -16,6 +16,10 @@ import (
 const Schema = 1
 
 const (
+	// RetainLimit is how many versions a key has at most, compromised ones and
+	// those that are accepted aside, however many fall into a rollback window:
+	// about 250 KB, a quarter of what Raft storage takes as one entry.
+	RetainLimit = 400
 	// HistoryLimit is the number of transitions that a key remembers.
 	HistoryLimit = 100
 	// RequestLimit is the number of request ids that a key remembers.
@@ -359,12 +363,18 @@ func (k *Key) Record(c Cause, t EventType, version int, detail string) {
 
 // prune drops the oldest ended versions beyond keep, but never the newest
 // version (its number must not be given out again), one that can be restored
-// or one that is compromised.
+// or one that is compromised. Beyond RetainLimit a rollback window does not
+// protect any more: the entry of a key must fit Vault's storage.
 func (k *Key) prune(now time.Time, keep int) {
+	k.drop(keep, func(v *Version) bool { return !now.Before(v.RestorableUntil) })
+	k.drop(RetainLimit, func(*Version) bool { return true })
+}
+
+// drop removes the oldest prunable versions beyond keep that may go.
+func (k *Key) drop(keep int, may func(*Version) bool) {
 	over := len(k.Versions) - keep
 	for i := 0; i < len(k.Versions)-1 && over > 0; {
-		v := &k.Versions[i]
-		if !v.prunable() || now.Before(v.RestorableUntil) {
+		if v := &k.Versions[i]; !v.prunable() || !may(v) {
 			i++
 			continue
 		}

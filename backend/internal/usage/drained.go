@@ -86,16 +86,16 @@ func (t *Tracker) drained(k *keyring.Key, quiet time.Duration, now time.Time, nu
 	if r, tracked := s.keys.Peek(k.ID); tracked {
 		quietSince, versions = r.since, r.versions
 	}
-	needed := quiet
-	if v, ok := k.Version(number); ok && quietSince.After(v.SupersededTime) {
-		needed = max(quiet, leastQuiet)
+	needed, rule := quiet, "drain_quiet_period"
+	if v, ok := k.Version(number); ok && quietSince.After(v.SupersededTime) && quiet < leastQuiet {
+		needed, rule = leastQuiet, "the least after a start, when earlier use is not known"
 	}
 	if v := versions[number]; v != nil {
 		quietSince = later(quietSince, v.lastUsed)
 	}
 	if next := quietSince.Add(needed); next.After(now) {
-		return keyring.DrainVerdict{Next: next, Why: fmt.Sprintf("known to be unused only since %s, and it must be for %s (drain_quiet_period, and at least %s after a start)",
-			quietSince.UTC().Format(time.RFC3339), needed, leastQuiet)}
+		return keyring.DrainVerdict{Next: next, Why: fmt.Sprintf("known to be unused only since %s, and it must be for %s (%s)",
+			quietSince.UTC().Format(time.RFC3339), needed, rule)}
 	}
 	if left := t.leftBehind(versions, number, successors(k, number)); len(left) > 0 {
 		return keyring.DrainVerdict{Next: now.Add(recheck(k, number, quiet, now)), Why: "not seen on a newer version yet: " + strings.Join(left, ", ")}
