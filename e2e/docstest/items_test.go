@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/e2e/harness"
 )
 
 // TestDocsVerifyCodesAreThoseOfTheCode compares the table of codes, and its
@@ -47,21 +45,8 @@ func TestDocsReferenceNamesWhatListsHold(t *testing.T) {
 		t.Fatalf("%s has no items of lists", referencePage)
 	}
 	page, _, _ = strings.Cut(page, "\n## ")
-	srv := harness.StartDev(t, harness.Options{})
-	plugin := harness.Plugin(t, harness.PluginOptions{Version: firstVersion})
-	srv.RegisterPlugin(t, harness.PluginName, "", plugin.Path, plugin.SHA256)
-	srv.EnableEngine(t, "apikeys", harness.PluginName)
-	write := func(path string, data map[string]any) map[string]any {
-		t.Helper()
-		secret, err := srv.Client.Logical().WriteWithContext(t.Context(), "apikeys/"+path, data)
-		if err != nil {
-			t.Fatalf("write %s: %v", path, err)
-		}
-		if secret == nil {
-			return nil
-		}
-		return secret.Data
-	}
+	events := readFile(t, repoRoot(t), eventsPage)
+	srv, write := engineAt(t)
 	seen := map[string]bool{}
 	look := func() {
 		t.Helper()
@@ -88,12 +73,40 @@ func TestDocsReferenceNamesWhatListsHold(t *testing.T) {
 			}
 		}
 	}
+	lists := func(path string, names ...string) {
+		t.Helper()
+		secret, err := srv.Client.Logical().ReadWithContext(t.Context(), "apikeys/"+path)
+		if err != nil || secret == nil {
+			t.Fatalf("read %s: %v, %v", path, secret, err)
+		}
+		for _, list := range names {
+			items, ok := secret.Data[list].([]any)
+			if !ok || len(items) == 0 {
+				t.Fatalf("%s has no %s: %v", path, list, secret.Data)
+			}
+			for _, item := range items {
+				fields, ok := item.(map[string]any)
+				if !ok {
+					t.Fatalf("%s of %s holds a %T", list, path, item)
+				}
+				for name := range fields {
+					seen[name] = true
+				}
+			}
+		}
+	}
+	write("webhooks/tickets", map[string]any{"url": "http://127.0.0.1:1/", "allow_private": true})
+	write("webhooks/tickets/test", nil)
+	lists("webhooks/tickets", "deliveries")
 	write("roles/partner", map[string]any{"overlap_period": "1h", "version_ttl": "48h"})
 	key := write("keys/acme", map[string]any{"role": "partner"})["api_key"]
 	write("verify", map[string]any{"api_key": key})
 	write("rotate/acme", map[string]any{"reason": "test", "activation_delay": "1h"})
 	look()
 	write("promote/acme", nil)
+	write("verify", map[string]any{"api_key": key, "source": "eu-west"})
+	write("confirm/acme", map[string]any{"instance": "host-1", "version": 1})
+	lists("rollovers/acme", "sources", "instances", "laggards")
 	write("extend/acme", map[string]any{"overlap_period": "2h"})
 	look()
 	write("retire/acme", map[string]any{"force": true})
@@ -105,7 +118,7 @@ func TestDocsReferenceNamesWhatListsHold(t *testing.T) {
 	write("revoke/acme", map[string]any{"version": 2, "compromised": true})
 	look()
 	for name := range seen {
-		if !strings.Contains(page, "`"+name+"`") {
+		if !strings.Contains(page, "`"+name+"`") && !strings.Contains(events, "`"+name+"`") {
 			t.Errorf("%s does not tell of %q in its items of lists", referencePage, name)
 		}
 	}
