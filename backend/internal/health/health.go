@@ -38,6 +38,10 @@ const (
 	// moved, and veryLate that after which nobody should be left.
 	late     = 0.5
 	veryLate = 0.8
+	// lateUse is the part of an overlap, at most Recent, in which a use of the
+	// old version says that a source is still on it, although it uses the new
+	// one too.
+	lateUse = 10
 	// most is the share of the traffic that has to have moved late in an overlap.
 	most = 0.5
 )
@@ -144,12 +148,17 @@ func (j *judge) weigh() {
 	}
 }
 
-// laggards are the sources whose last use was of the old version, and the
-// instances that confirmed nothing newer while others did.
+// laggards are the sources that were not seen on the new version, or on the
+// old one lately: one source may have many clients. And the instances whose
+// last word is that they use the old one.
 func (j *judge) laggards() []Laggard {
 	var found []Laggard
+	lately := min(Recent, j.r.Planned.Sub(j.r.Promoted)/lateUse)
 	for _, s := range j.r.Sources {
-		if !s.Old.LastUsed.IsZero() && (s.New.Total == 0 || s.Old.LastUsed.After(s.New.LastUsed)) {
+		if s.Old.LastUsed.IsZero() {
+			continue
+		}
+		if s.New.Total == 0 || s.Old.LastUsed.After(s.New.LastUsed) || j.r.Ended.IsZero() && j.now.Sub(s.Old.LastUsed) < lately {
 			found = append(found, Laggard{Source: s.Name, LastUsed: s.Old.LastUsed, Recently: s.Old.Recently})
 		}
 	}

@@ -3,6 +3,8 @@
 package keyring
 
 import (
+	"fmt"
+	"strings"
 	"time"
 )
 
@@ -81,13 +83,34 @@ func (k *Key) retireDrained(c Cause, v *Version, drained DrainCheck) bool {
 	}
 	verdict := drained(v.Number)
 	if !verdict.Drained {
-		return false
+		return k.holdOpen(c, v, verdict.Why)
 	}
 	v.retire(c.Now, "drained: "+verdict.Why)
 	k.Record(c, EventVersionDrained, v.Number, verdict.Why)
 	k.Record(c, EventVersionRetired, v.Number, "drained")
 	return true
 }
+
+// notDrained begins the reason of a version that is accepted past the end of
+// its overlap.
+const notDrained = "not drained: "
+
+// holdOpen notes why a version is accepted past the end of its overlap, and
+// tells of it the first time.
+func (k *Key) holdOpen(c Cause, v *Version, why string) bool {
+	if v.Reason == notDrained+why {
+		return false
+	}
+	told := v.heldOpen()
+	v.Reason = notDrained + why
+	if !told {
+		k.Record(c, EventOverlapExtended, v.Number, fmt.Sprintf("%s; accepted until %s at the latest", v.Reason, formatTime(v.AcceptedUntil)))
+	}
+	return true
+}
+
+// heldOpen tells whether holdOpen has noted this.
+func (v *Version) heldOpen() bool { return strings.HasPrefix(v.Reason, notDrained) }
 
 // NextDue is when Advance has something to do next, zero for never. Automatic
 // rotation is not part of it.
@@ -135,7 +158,7 @@ func (k *Key) NextDue(now time.Time, p Policy, drained DrainCheck) time.Time {
 }
 
 func (k *Key) drainDue(now time.Time, v *Version, drained DrainCheck) time.Time {
-	if now.Before(v.OverlapEnds) {
+	if now.Before(v.OverlapEnds) || !v.heldOpen() {
 		return v.OverlapEnds
 	}
 	next := now.Add(minRecheck)

@@ -946,6 +946,10 @@ func TestNextDueIsTheNextDeadline(t *testing.T) {
 	f.wantTime("due while pending", due(0, neverDrained), time.Hour)
 	f.tick(time.Hour)
 	f.wantTime("due in the overlap", due(time.Hour, neverDrained), 25*time.Hour)
+	f.wantTime("due to tell that it is not drained", due(26*time.Hour, neverDrained), 25*time.Hour)
+	f.tickWith(26*time.Hour, neverDrained)
+	f.tickWith(26*time.Hour, neverDrained)
+	f.wantEvents("version.activated v2", "overlap.extended v1") // told once
 	f.wantTime("due past the overlap", due(26*time.Hour, neverDrained), 26*time.Hour+time.Minute)
 	f.wantTime("due when it can drain", due(26*time.Hour, func(int) keyring.DrainVerdict {
 		return keyring.DrainVerdict{Next: t0.Add(30 * time.Hour)}
