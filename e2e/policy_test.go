@@ -16,7 +16,7 @@ import (
 )
 
 // policies are the files that the documentation shows, by actor.
-var policies = []string{"operator", "rotator", "client", "verifier", "leased-client"}
+var policies = []string{"operator", "rotator", "client", "verifier", "leased-client", "metrics"}
 
 func policy(t testing.TB, actor string) string {
 	t.Helper()
@@ -43,6 +43,7 @@ type request struct {
 func everyRequest(leasedID string) []request {
 	none := map[string]any{}
 	role := map[string]any{"overlap_period": 60}
+	hook := map[string]any{"url": "http://127.0.0.1:1/", "allow_private": true, "enabled": false} // nobody listens there
 	return []request{
 		{"GET", "config", nil, "config", []string{"operator"}},
 		{"POST", "config", none, "config", []string{"operator"}},
@@ -75,8 +76,22 @@ func everyRequest(leasedID string) []request {
 		{"POST", "retire/acme", map[string]any{"force": true}, "retire/{name}", []string{"operator", "rotator"}},
 		{"POST", "revoke/acme", map[string]any{"version": 1, "rotate": true}, "revoke/{name}", []string{"operator"}},
 		{"POST", "verify", map[string]any{"api_key": "nobody's"}, "verify", []string{"verifier"}},
+		{"POST", "usage", map[string]any{"verifier": "eu-1", "boot": "1", "sequence": 1}, "usage", []string{"verifier"}},
+		{"GET", "usage/acme", nil, "usage/{name}", []string{"operator", "rotator"}},
+		{"POST", "confirm/acme", map[string]any{"version": 1, "instance": "eu-1"}, "confirm/{name}", []string{"client"}},
+		{"POST", "confirm/other", map[string]any{"version": 1, "instance": "eu-1"}, "confirm/{name}", nil},
+		{"LIST", "rollovers", nil, "rollovers/", []string{"operator", "rotator"}},
+		{"GET", "rollovers/acme", nil, "rollovers/{name}", []string{"operator", "rotator"}},
+		{"LIST", "webhooks", nil, "webhooks/", []string{"operator"}},
+		{"POST", "webhooks/new", hook, "webhooks/{name}", []string{"operator"}},
+		{"PATCH", "webhooks/new", none, "webhooks/{name}", []string{"operator"}},
+		{"GET", "webhooks/new", nil, "webhooks/{name}", []string{"operator"}},
+		{"POST", "webhooks/new/test", none, "webhooks/{name}/test", []string{"operator"}},
+		{"DELETE", "webhooks/new", nil, "webhooks/{name}", []string{"operator"}},
+		{"POST", "claim", map[string]any{"code": "nobody's"}, "claim", policies}, // a code needs no token
 		{"POST", "sweep", none, "sweep", []string{"operator"}},
 		{"GET", "info", nil, "info", []string{"operator"}},
+		{"GET", "metrics", nil, "metrics", []string{"metrics"}},
 	}
 }
 
@@ -151,11 +166,25 @@ func TestEachActorCanDoItsJobWithItsPolicyAlone(t *testing.T) {
 	if actor["client"].read("static-creds/acme")["api_key"] != first {
 		t.Error("the client reads another key")
 	}
+	actor["operator"].write("webhooks/partner", fields("url", "http://127.0.0.1:1/", "allow_private", true, "enabled", false))
 	second := actor["rotator"].rotate("acme")
 	actor["verifier"].accepts(first)
 	actor["verifier"].accepts(second)
 	if actor["client"].read("static-creds/acme")["api_key"] != second {
 		t.Error("the client reads another key after the rotation")
+	}
+	actor["client"].write("confirm/acme", fields("version", 2, "instance", "eu-1"))
+	actor["verifier"].write("usage", fields("verifier", "eu-1", "boot", "1", "sequence", 1, "entries", []any{
+		fields("key_id", actor["operator"].info("acme").KeyID, "version", 1, "source", "eu-1", "count", 3),
+	}))
+	if r := actor["rotator"].rollover("acme"); r.From != 1 || r.To != 2 || len(r.Instances) != 1 {
+		t.Errorf("the rotator reads the rollover %+v", r)
+	}
+	if use := actor["operator"].use("acme").version(1); use.UseCount != 4 {
+		t.Errorf("the operator reads %d uses of version 1, want 1 that was verified and 3 that were reported", use.UseCount)
+	}
+	if got := actor["operator"].list("webhooks"); !slices.Equal(got, []string{"partner"}) {
+		t.Errorf("the operator lists the webhooks %v", got)
 	}
 	l := actor["leased-client"].creds("trading")
 	actor["verifier"].accepts(actor["leased-client"].rotateLeased(l.keyID).apiKey)

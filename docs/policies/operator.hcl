@@ -52,6 +52,29 @@ path "apikeys/revoke/+" {
   capabilities = ["update"]
 }
 
+# Who still uses what, and how far rollovers are.
+path "apikeys/usage/+" {
+  capabilities = ["read"]
+}
+path "apikeys/rollovers" {
+  capabilities = ["list"]
+}
+path "apikeys/rollovers/+" {
+  capabilities = ["read"]
+}
+
+# Who is told of it. A webhook that may reach private addresses (allow_private)
+# lets its maker send requests from Vault's network.
+path "apikeys/webhooks" {
+  capabilities = ["list"]
+}
+path "apikeys/webhooks/+" {
+  capabilities = ["create", "read", "update", "patch", "delete"]
+}
+path "apikeys/webhooks/+/test" {
+  capabilities = ["update"]
+}
+
 path "apikeys/sweep" {
   capabilities = ["update"]
 }

@@ -34,3 +34,14 @@ path "apikeys/keys/+" {
 path "apikeys/history/+" {
   capabilities = ["read"]
 }
+
+# Who is left on the old version.
+path "apikeys/usage/+" {
+  capabilities = ["read"]
+}
+path "apikeys/rollovers" {
+  capabilities = ["list"]
+}
+path "apikeys/rollovers/+" {
+  capabilities = ["read"]
+}

@@ -5,3 +5,7 @@
 path "apikeys/verify" {
   capabilities = ["update"]
 }
+# Reports what it verified by itself, without asking Vault.
+path "apikeys/usage" {
+  capabilities = ["update"]
+}
