@@ -496,7 +496,7 @@ func (q *queue) install(h, before *Hook) {
 	}
 	if enabled {
 		for _, s := range q.ready {
-			s.attempts = 0
+			s.attempts, s.began = 0, time.Time{}
 		}
 	}
 }

@@ -16,8 +16,8 @@
 // # Retries
 //
 // Only an answer of 2xx is a delivery; its body is not waited for. Anything
-// else is tried again on the schedule of the specification, ten attempts in
-// about 76 hours, each delay up to a fifth longer. Retry-After makes it later,
+// else is tried again on the schedule of the specification, at least ten
+// attempts in at least 75 hours, each delay up to a fifth longer. Retry-After makes it later,
 // by at most a day, and holds up the whole hook, by at most an hour. After
 // five failures in a row, whichever keys they were for, a hook sends one event
 // at a time with pauses of up to five minutes, so that a receiver that is down

@@ -114,6 +114,7 @@ type entry struct {
 	Claim  *Offer          `json:"claim,omitempty"`
 
 	Attempts int       `json:"attempts,omitempty"`
+	Began    time.Time `json:"began,omitzero"`
 	Tried    time.Time `json:"tried,omitzero"`
 	Next     time.Time `json:"next,omitzero"`
 

@@ -206,6 +206,11 @@ func (q *queue) quiet() time.Duration {
 		if s == nil && q.sending == 0 {
 			return wait
 		}
+		if s != nil {
+			// The clock may have been moved between its reading and the making
+			// of the timer, which is then late.
+			q.poke()
+		}
 		q.changed.Wait()
 	}
 }

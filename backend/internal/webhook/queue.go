@@ -25,6 +25,7 @@ type stream struct {
 	// Otherwise its entry is read for them.
 	known    bool
 	attempts int
+	began    time.Time
 	// settled tells that the first event only has to be removed from storage.
 	settled bool
 	// index is the place in the heap, or -1 while the stream is being sent.
@@ -146,7 +147,7 @@ func (q *queue) add(id string, seq uint64, now time.Duration) {
 
 // begin turns to an event that has just become the first one.
 func (s *stream) begin(now time.Duration) {
-	s.next, s.known, s.attempts, s.settled = now, false, 0, false
+	s.next, s.known, s.attempts, s.began, s.settled = now, false, 0, time.Time{}, false
 }
 
 // has tells whether an event waits. The caller holds mu.
@@ -332,7 +333,7 @@ func (q *queue) recall(s *stream, h *Hook, e *entry) time.Duration {
 	if !h.EnabledTime.IsZero() && !e.Tried.After(h.EnabledTime) {
 		return 0
 	}
-	s.attempts = e.Attempts
+	s.attempts, s.began = e.Attempts, e.Began
 	if e.Tried.Before(q.fresh) {
 		return 0
 	}
@@ -358,7 +359,11 @@ func (q *queue) judge(ctx context.Context, s *stream, seq uint64, e *entry, a At
 	if q.failedAgain(a) {
 		q.save(ctx)
 	}
-	delay, more := retryDelay(q.name, e.ID, a.Number)
+	began := s.began
+	if began.IsZero() || began.After(a.Time) {
+		began = a.Time
+	}
+	delay, more := retryDelay(q.name, e.ID, a.Number, a.Time.Sub(began))
 	if !more {
 		q.d.logger.Warn("an event ran out of retries", "webhook", q.name, "event", a.EventID, "failure", a.Summary())
 		q.exhausted(a)
@@ -368,10 +373,11 @@ func (q *queue) judge(ctx context.Context, s *stream, seq uint64, e *entry, a At
 	}
 	delay = max(delay, a.retryAfter)
 	if a.Number > 1 || delay > schedule[0]*2 {
+		e.Began = began.UTC().Truncate(time.Millisecond)
 		q.saveAttempt(ctx, s.id, seq, e, a, delay)
 	}
 	q.giveBack(s, func() {
-		s.attempts = a.Number
+		s.attempts, s.began = a.Number, began
 		s.next = q.d.clock.Elapsed() + delay
 	})
 }

@@ -39,22 +39,36 @@ const (
 	disableAfterAttempts = 20
 )
 
-// retryDelay is the wait after the failed attempt number attempts of an
-// event. It is false where that was the last one. The jitter is fixed per
-// event and attempt and makes the delay up to a fifth longer.
-func retryDelay(hook, eventID string, attempts int) (time.Duration, bool) {
-	if attempts > len(schedule) {
-		return 0, false
+// span is the time that the schedule takes.
+var span = func() (sum time.Duration) {
+	for _, delay := range schedule {
+		sum += delay
 	}
-	delay := schedule[attempts-1]
+	return sum
+}()
+
+// retryDelay is the wait after the failed attempt number attempts of an event
+// that was first tried so long ago. It is false where that was the last one:
+// an event gets all its attempts and, where some came early because the
+// receiver had come back for a moment, all the time of the schedule too. The
+// jitter is fixed per event and attempt and makes the delay up to a fifth
+// longer.
+func retryDelay(hook, eventID string, attempts int, tried time.Duration) (time.Duration, bool) {
+	delay := schedule[min(attempts, len(schedule))-1]
+	if attempts > len(schedule) {
+		if tried >= span {
+			return 0, false
+		}
+		delay = min(delay, max(span-tried, schedule[0]))
+	}
 	return delay + jitter(delay/5, hook, eventID, strconv.Itoa(attempts)), true
 }
 
-// jitter is a duration in [0, span) that is fixed by salt.
-func jitter(span time.Duration, salt ...string) time.Duration {
+// jitter is a duration in [0, most) that is fixed by salt.
+func jitter(most time.Duration, salt ...string) time.Duration {
 	sum := sha256.Sum256([]byte(strings.Join(salt, "\x00")))
 	part := float64(binary.BigEndian.Uint64(sum[:8])>>11) / (1 << 53)
-	return time.Duration(part * float64(span))
+	return time.Duration(part * float64(most))
 }
 
 // pause is the wait of a hook after so many failures in a row.
