@@ -167,6 +167,22 @@ func TestMetricsAreAnsweredWhereRolloversCannotBeListed(t *testing.T) {
 	}
 }
 
+func TestMetricsTellHowManyEventsWait(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.write("roles/trading", object{})
+	m.write("webhooks/siem", object{"url": "http://127.0.0.1:1/", "allow_private": true, "enabled": false})
+	m.shows(`apikeys_outbox_depth{hook="siem"} 0`)
+	m.write("keys/acme", object{fieldRole: "trading"})
+	deadline := time.Now().Add(30 * time.Second)
+	for strings.Contains(m.scrape(), `apikeys_outbox_depth{hook="siem"} 0`) {
+		if time.Now().After(deadline) {
+			t.Fatal("no event waits, although its receiver is disabled")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 func TestEachMountHasMetricsOfItsOwn(t *testing.T) {
 	t.Parallel()
 	one, other := newMount(t), newMount(t)

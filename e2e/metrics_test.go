@@ -63,6 +63,7 @@ func TestPrometheusScrapesTheMetricsThroughVault(t *testing.T) {
 	harness.Tool(t, "prometheus", "on Debian: apt-get install prometheus")
 	m := onDev(t)
 	m.role("trading", "overlap_period", "1h")
+	m.write("webhooks/siem", fields("url", "http://127.0.0.1:1/", "allow_private", true)) // nobody listens there
 	first := m.key("acme", "trading")
 	prometheus := harness.StartPrometheus(t, map[string]string{
 		"prometheus.yml":    scrapeConfig(t, m),
@@ -98,6 +99,7 @@ func TestPrometheusScrapesTheMetricsThroughVault(t *testing.T) {
 			`sum(apikeys_rotations_total)`:                                                 "1",
 			`apikeys_transitions_total{type="version.activated"}`:                          "2",
 			`apikeys_build_info{version="` + pluginVersion + `",commit="e2e"}`:             "1",
+			`apikeys_outbox_depth{hook="siem"} > bool 0`:                                   "1",
 			`count(apikeys_rollovers)`:                                                     "5",
 			`sum(apikeys_cache_requests_total{cache="keys",result="hit"}) > bool 0`:        "1",
 			`up{mount="` + m.path + `"}`:                                                   "1",

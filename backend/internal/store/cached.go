@@ -10,7 +10,7 @@ import (
 // CachedImport returns the key that an imported token with this digest belongs
 // to, if both are in the caches, else nil. It touches no storage.
 func (s *Store) CachedImport(d token.Digest) *keyring.Key {
-	id, ok := s.imported.get(d)
+	id, ok := s.imported.peek(d)
 	if !ok || id == "" {
 		return nil
 	}
