@@ -4,8 +4,7 @@ package usage
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
+	"errors"
 	"maps"
 	"slices"
 	"strconv"
@@ -13,22 +12,36 @@ import (
 	"time"
 )
 
-// maxPages bounds the pages that one flush writes. What is left keeps its
-// counts in memory for the next one.
-const maxPages = 64
+const (
+	// maxWrites bounds the pages that one flush writes. What is left keeps its
+	// counts in memory for the next one, which begins where this one ended.
+	maxWrites = 64
+	// splitWrites is how many pages a flush of one page writes at most.
+	splitWrites = 2
+)
+
+// errDamaged says that a page cannot be read. The others go on.
+var errDamaged = errors.New("a page of usage is damaged")
 
 // Book keeps what a Tracker counts in pages in storage.
 type Book struct {
 	tracker *Tracker
 	pages   PageStore
 
-	mu sync.Mutex
+	// flushing is held during a flush, and mu while one page is worked on.
+	flushing sync.Mutex
+	mu       sync.Mutex
 	// known are the pages that there are; nil until they were listed.
 	known directory
 	// retention is how long hours are kept.
 	retention time.Duration
 	// forgotten are deleted keys whose records are still on pages.
 	forgotten map[string]struct{}
+	// unsure are the writes of pages that failed: they may have reached storage
+	// all the same, which the next read of the page finds out.
+	unsure map[string]attempt
+	// last is the page that the last flush wrote last.
+	last string
 
 	// Reports are those of verifiers elsewhere.
 	Reports *Reports
@@ -40,82 +53,185 @@ type Book struct {
 	judged map[string]int64
 }
 
-// NewBook returns the book of t.
-func NewBook(t *Tracker, pages PageStore) *Book {
-	return &Book{tracker: t, pages: pages, retention: 168 * time.Hour, forgotten: map[string]struct{}{}, Reports: NewReports(nil), judged: map[string]int64{}}
+// attempt is a write of a page of which is not known whether it was stored.
+type attempt struct {
+	// serial is that of the page as it was to be stored.
+	serial uint64
+	// split tells that the page was to be replaced by its halves.
+	split bool
+	taken map[string]delta
 }
 
-// Flush adds what was counted since the last flush to the pages, at most
-// maxPages of them, and splits those that have grown. Its cost is two storage
-// operations for each page whose keys were used. A failure keeps the counts.
+// NewBook returns the book of t.
+func NewBook(t *Tracker, pages PageStore) *Book {
+	return &Book{
+		tracker: t, pages: pages, retention: 168 * time.Hour, forgotten: map[string]struct{}{},
+		unsure: map[string]attempt{}, Reports: NewReports(nil), judged: map[string]int64{},
+	}
+}
+
+// Idle tells, without storage access, that there is nothing to flush.
+func (b *Book) Idle() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.forgotten) == 0 && len(b.unsure) == 0 && !b.tracker.isDirty()
+}
+
+// Flush adds what was counted since the last flush to the pages, with at most
+// maxWrites writes, and splits those that have grown. Its cost is a read and a
+// write for each page whose keys were used. A failure keeps the counts.
 func (b *Book) Flush(ctx context.Context, now time.Time, retention time.Duration) error {
+	b.flushing.Lock()
+	defer b.flushing.Unlock()
+	if err := b.begin(ctx, retention); err != nil {
+		return err
+	}
+	var errs []error
+	dirty := b.tracker.dirtyKeys()
+	for writes := maxWrites; writes >= splitWrites && (len(dirty) > 0 || b.hasForgotten()); {
+		work, err := b.sort(ctx, dirty)
+		if err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		dirty = nil
+		before := writes
+		for _, w := range work {
+			if writes < splitWrites {
+				break
+			}
+			n, rest, err := b.flushPage(ctx, w, now)
+			writes -= n
+			dirty = append(dirty, rest...)
+			if errs = append(errs, err); err != nil && !errors.Is(err, errDamaged) {
+				return errors.Join(errs...)
+			}
+		}
+		if writes == before {
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// begin finds out what became of writes that had failed.
+func (b *Book) begin(ctx context.Context, retention time.Duration) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.retention = retention
-	dirty := b.tracker.dirtyKeys()
-	if len(dirty) == 0 && len(b.forgotten) == 0 {
+	if len(b.unsure) == 0 {
 		return nil
 	}
 	if err := b.open(ctx); err != nil {
 		return err
 	}
-	byPage := map[string][]string{}
-	for _, id := range dirty {
-		name := b.known.of(id)
-		byPage[name] = append(byPage[name], id)
-	}
-	for id := range b.forgotten {
-		name := b.known.of(id)
-		if _, used := byPage[name]; !used {
-			byPage[name] = nil
-		}
-	}
-	names := slices.Sorted(maps.Keys(byPage))
-	if len(names) > maxPages {
-		// Begin at another place each time, so that all get their turn.
-		start := int(now.Unix()/60*maxPages) % len(names)
-		names = append(names[start:], names[:start]...)[:maxPages]
-	}
-	for _, name := range names {
-		if err := b.flushPage(ctx, name, byPage[name], now); err != nil {
+	for _, name := range slices.Sorted(maps.Keys(b.unsure)) {
+		if _, err := b.load(ctx, name); err != nil && !errors.Is(err, errDamaged) {
 			return err
 		}
 	}
 	return nil
 }
 
-func (b *Book) flushPage(ctx context.Context, name string, ids []string, now time.Time) error {
-	p, err := b.load(ctx, name)
-	if err != nil {
-		return err
+func (b *Book) hasForgotten() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.forgotten) > 0
+}
+
+// work is what is to be done with one page: counts to be added, and deleted
+// keys to be removed.
+type work struct {
+	name    string
+	dirty   []string
+	deleted []string
+}
+
+// sort assigns keys to their pages, in the order in which they are flushed:
+// from the page after the last one on, so that all get their turn.
+func (b *Book) sort(ctx context.Context, dirty []string) ([]*work, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.open(ctx); err != nil {
+		return nil, err
 	}
-	oldest := now.Add(-b.retention).Unix() / 3600
-	taken := map[string]delta{}
-	for _, id := range ids {
-		if d := b.tracker.take(id); d != nil {
-			taken[id] = d
-			p.merge(id, d, oldest)
+	byPage := map[string]*work{}
+	on := func(id string) *work {
+		name := b.known.of(id)
+		if byPage[name] == nil {
+			byPage[name] = &work{name: name}
 		}
+		return byPage[name]
+	}
+	for _, id := range dirty {
+		w := on(id)
+		w.dirty = append(w.dirty, id)
 	}
 	for id := range b.forgotten {
+		w := on(id)
+		w.deleted = append(w.deleted, id)
+	}
+	names := slices.Sorted(maps.Keys(byPage))
+	first, _ := slices.BinarySearch(names, b.last+"\x00")
+	list := make([]*work, 0, len(names))
+	for _, name := range append(names[first:], names[:first]...) {
+		list = append(list, byPage[name])
+	}
+	return list, nil
+}
+
+// flushPage does the work of one page. It returns how many pages it wrote, and
+// the keys that it had no room for: they are flushed once the page is split.
+func (b *Book) flushPage(ctx context.Context, w *work, now time.Time) (writes int, rest []string, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.known == nil {
+		return 0, nil, nil // to be listed anew: the next flush goes on
+	}
+	p, err := b.load(ctx, w.name)
+	if err != nil {
+		return 0, nil, err
+	}
+	oldest := b.oldest(now)
+	p.trim(oldest)
+	changed := false
+	for _, id := range w.deleted {
 		if _, on := p.Keys[id]; on {
 			delete(p.Keys, id)
+			changed = true
 		}
 	}
-	if err := b.save(ctx, name, p); err != nil {
-		for id, d := range taken {
-			b.tracker.putBack(id, d)
+	taken := map[string]delta{}
+	size := p.size()
+	for i, id := range w.dirty {
+		if size >= fullSize {
+			rest = w.dirty[i:]
+			break
 		}
-		return err
-	}
-	for id := range b.forgotten {
-		if b.known.of(id) == name {
-			delete(b.forgotten, id)
+		d := b.tracker.take(id)
+		if d == nil {
+			continue
 		}
+		taken[id] = d
+		size -= p.Keys[id].size()
+		p.merge(id, d, oldest)
+		size += p.Keys[id].size()
+		changed = true
 	}
-	b.judgeHour(name, p, now)
-	return nil
+	if changed {
+		if writes, err = b.save(ctx, w.name, p, taken); err != nil {
+			return writes, nil, err
+		}
+		b.last = w.name
+	}
+	for _, id := range w.deleted {
+		delete(b.forgotten, id)
+	}
+	b.judgeHour(w.name, p, now)
+	return writes, rest, nil
 }
+
+// oldest is the first hour that is kept.
+func (b *Book) oldest(now time.Time) int64 { return now.Add(-b.retention).Unix() / 3600 }
 
 // judgeHour gives OnHour the last full hour of the keys on a page, once.
 func (b *Book) judgeHour(name string, p *page, now time.Time) {
@@ -135,52 +251,54 @@ func (b *Book) judgeHour(name string, p *page, now time.Time) {
 	}
 }
 
-// save writes a page, or its halves where it has grown too large. The halves
-// are written before the page is removed: a crash between leaves both, and
-// open removes the page.
-func (b *Book) save(ctx context.Context, name string, p *page) error {
-	data, err := json.Marshal(p)
-	if err != nil {
-		return fmt.Errorf("encode a page of usage: %w", err)
+// save writes a page, or its halves where it has grown too large, and returns
+// how many pages it wrote. Until the page itself is removed it is what holds,
+// and halves beside it do not: a crash between loses only what was taken.
+func (b *Book) save(ctx context.Context, name string, p *page, taken map[string]delta) (writes int, err error) {
+	p.Serial++
+	data, err := encodePage(p)
+	if err == nil && len(data) > splitSize && len(name) < maxDepth && len(p.Keys) > 1 && b.known.has(name) {
+		return b.split(ctx, name, p, taken)
 	}
-	if len(data) <= splitSize || len(name) >= maxDepth || len(p.Keys) < 2 {
-		if err := b.pages.PutPage(ctx, name, data); err != nil {
-			return err
+	if err == nil {
+		if err = b.pages.PutPage(ctx, name, data); err == nil {
+			b.known[name] = struct{}{}
+			return 1, nil
 		}
-		b.known[name] = struct{}{}
-		return nil
 	}
-	halves := p.split(name)
-	// The page is written whole first: from here on a crash loses nothing.
-	if err := b.pages.PutPage(ctx, name, data); err != nil {
-		return err
-	}
-	b.known[name] = struct{}{}
-	return b.divide(ctx, name, halves)
+	b.unsure[name] = attempt{serial: p.Serial, taken: taken}
+	return 1, err
 }
 
-func (b *Book) divide(ctx context.Context, name string, halves map[string]*page) error {
+func (b *Book) split(ctx context.Context, name string, p *page, taken map[string]delta) (writes int, err error) {
+	halves := p.split(name)
 	for _, half := range slices.Sorted(maps.Keys(halves)) {
-		data, err := json.Marshal(halves[half])
-		if err != nil {
-			return fmt.Errorf("encode a page of usage: %w", err)
+		data, err := encodePage(halves[half])
+		if err == nil {
+			writes++
+			err = b.pages.PutPage(ctx, half, data)
 		}
-		if err := b.pages.PutPage(ctx, half, data); err != nil {
-			return nil //nolint:nilerr // the page is stored whole; it is divided at its next flush
+		if err != nil {
+			b.tracker.putBackAll(taken) // the page stands as it was
+			return writes, err
 		}
 	}
 	if err := b.pages.DeletePage(ctx, name); err != nil {
-		return nil //nolint:nilerr // open divides it again
+		// Which of them holds is found out by listing them.
+		b.unsure[name] = attempt{split: true, taken: taken}
+		b.known = nil
+		return writes, err
 	}
 	for half := range halves {
 		b.known[half] = struct{}{}
 	}
 	delete(b.known, name)
-	return nil
+	delete(b.judged, name)
+	return writes, nil
 }
 
 // open lists the pages. Where a page stands beside its halves, a crash came
-// between: the page has everything that its halves have, and stays.
+// between: the page holds, and its halves are removed.
 func (b *Book) open(ctx context.Context) error {
 	if b.known != nil {
 		return nil
@@ -194,19 +312,34 @@ func (b *Book) open(ctx context.Context) error {
 		known[n] = struct{}{}
 	}
 	for _, n := range names {
-		if prefix := trimRoot(n); known.has(n) && (known.has(prefix+"0") || known.has(prefix+"1")) {
-			for half := range known {
-				if half != n && len(half) == len(prefix)+1 && half[:len(prefix)] == prefix && half != root {
-					if err := b.pages.DeletePage(ctx, half); err != nil {
-						return err
-					}
-					delete(known, half)
-				}
+		for _, half := range halvesOf(n) {
+			if !known.has(n) || !known.has(half) {
+				continue
 			}
+			if err := b.pages.DeletePage(ctx, half); err != nil {
+				return err
+			}
+			delete(known, half)
 		}
 	}
 	b.known = known
+	for name, a := range b.unsure {
+		if !a.split {
+			continue
+		}
+		if known.has(name) {
+			b.tracker.putBackAll(a.taken)
+		}
+		delete(b.unsure, name)
+	}
 	return nil
+}
+
+// Reopen lets the pages be listed anew: another node has written some.
+func (b *Book) Reopen() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.known = nil
 }
 
 func (d directory) has(name string) bool {
@@ -214,19 +347,22 @@ func (d directory) has(name string) bool {
 	return ok
 }
 
-func trimRoot(name string) string {
-	if name == root {
-		return ""
-	}
-	return name
-}
-
+// load reads a page, and settles whether a write of it that failed was stored.
 func (b *Book) load(ctx context.Context, name string) (*page, error) {
 	data, err := b.pages.GetPage(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	return decodePage(data)
+	p, err := decodePage(data)
+	a, unsure := b.unsure[name]
+	if !unsure || a.split {
+		return p, err
+	}
+	delete(b.unsure, name)
+	if err != nil || p.Serial != a.serial {
+		b.tracker.putBackAll(a.taken)
+	}
+	return p, err
 }
 
 // Forget removes a deleted key from its page at the next flush.
@@ -242,17 +378,25 @@ func (b *Book) Forget(keyID string) {
 // Read returns what is known of the use of a key by version: what is stored
 // and what has not been flushed yet. It costs one read of storage.
 func (b *Book) Read(ctx context.Context, keyID string, now time.Time) (map[int]Version, error) {
+	use, _, err := b.read(ctx, keyID, now)
+	return use, err
+}
+
+// read is Read, and the number up to which versions had to make room.
+func (b *Book) read(ctx context.Context, keyID string, now time.Time) (use map[int]Version, lost int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.open(ctx); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	use := map[int]Version{}
 	p, err := b.load(ctx, b.known.of(keyID))
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
+	use = map[int]Version{}
 	if k := p.Keys[keyID]; k != nil {
+		k.dropHours(b.oldest(now))
+		lost = k.Lost
 		for number, sources := range k.Versions {
 			v := Version{Sources: map[string]Source{}}
 			for name, s := range sources {
@@ -262,7 +406,14 @@ func (b *Book) Read(ctx context.Context, keyID string, now time.Time) (map[int]V
 		}
 	}
 	b.tracker.addLive(keyID, use, now)
-	return use, nil
+	return use, lost, nil
+}
+
+// Live returns what memory alone knows of the use of a key by version.
+func (b *Book) Live(keyID string, now time.Time) map[int]Version {
+	use := map[int]Version{}
+	b.tracker.addLive(keyID, use, now)
+	return use
 }
 
 // add adds to what is known of a source.

@@ -21,7 +21,7 @@ const leastQuiet = 5 * time.Minute
 // drained when it was not used for the quiet period, and when each source that
 // used it has been seen on a version that came after it.
 func (t *Tracker) Drained(k *keyring.Key, quiet time.Duration, now time.Time) keyring.DrainCheck {
-	return func(number int) keyring.DrainVerdict { return t.drained(k, quiet, now, number) }
+	return func(number int) keyring.DrainVerdict { return t.drained(k, quiet, time.Time{}, now, number) }
 }
 
 // Drained returns the check for one key, as far as memory and pages know. It
@@ -29,8 +29,8 @@ func (t *Tracker) Drained(k *keyring.Key, quiet time.Duration, now time.Time) ke
 func (b *Book) Drained(ctx context.Context, k *keyring.Key, quiet time.Duration, now time.Time) keyring.DrainCheck {
 	return func(number int) keyring.DrainVerdict {
 		v, _ := k.Version(number)
-		known := b.Reports.KnownThrough(v.SupersededTime, now)
-		verdict := b.tracker.drained(k, quiet, known, number)
+		known, from := b.Reports.Known(v.SupersededTime, now)
+		verdict := b.tracker.drained(k, quiet, from, known, number)
 		if !verdict.Drained {
 			if known.Before(now) && !verdict.Next.IsZero() {
 				verdict.Next = verdict.Next.Add(now.Sub(known))
@@ -38,9 +38,12 @@ func (b *Book) Drained(ctx context.Context, k *keyring.Key, quiet time.Duration,
 			}
 			return verdict
 		}
-		use, err := b.Read(ctx, k.ID, now)
+		use, lost, err := b.read(ctx, k.ID, now)
 		if err != nil {
 			return keyring.DrainVerdict{Why: "the stored use of the key could not be read"}
+		}
+		if number <= lost {
+			return keyring.DrainVerdict{Next: now.Add(recheck(k, number, quiet, now)), Why: "its sources were too many to be kept"}
 		}
 		if left := b.tracker.leftStored(k, use, number); len(left) > 0 {
 			return keyring.DrainVerdict{Next: now.Add(recheck(k, number, quiet, now)), Why: "not seen on a newer version yet: " + strings.Join(left, ", ")}
@@ -53,14 +56,18 @@ func (b *Book) Drained(ctx context.Context, k *keyring.Key, quiet time.Duration,
 // seen accepted with any of its successors.
 func (t *Tracker) leftStored(k *keyring.Key, use map[int]Version, number int) []string {
 	next := successors(k, number)
+	old, _ := k.Version(number)
 	s := t.shard(k.ID)
 	s.mu.Lock()
 	var live map[int]*version
+	// told says that this process saw all uses of the version, and so can tell
+	// the sources apart that share Other.
+	told := false
 	if r, ok := s.keys.Peek(k.ID); ok {
 		live = r.versions
+		told = live[number] != nil && !r.since.After(old.CreatedTime)
 	}
-	moved := t.moved(live, next)
-	told := live[number] != nil && len(live[number].overflow) > 0
+	moved := t.moved(live, next, old.SupersededTime)
 	s.mu.Unlock()
 	var left []string
 	for name, src := range use[number].Sources {
@@ -69,7 +76,10 @@ func (t *Tracker) leftStored(k *keyring.Key, use map[int]Version, number int) []
 		case name == Other:
 			// Which sources these were is known only to the process that saw them.
 			left = append(left, fmt.Sprintf("sources beyond the first %d", maxSources))
-		case !slices.ContainsFunc(next, func(n int) bool { return use[n].Sources[name].Count > 0 }):
+		case !slices.ContainsFunc(next, func(n int) bool {
+			s := use[n].Sources[name]
+			return s.Count > 0 && !s.LastUsed.Before(old.SupersededTime.Truncate(time.Millisecond))
+		}):
 			left = append(left, printable(name))
 		}
 	}
@@ -77,7 +87,9 @@ func (t *Tracker) leftStored(k *keyring.Key, use map[int]Version, number int) []
 	return left
 }
 
-func (t *Tracker) drained(k *keyring.Key, quiet time.Duration, now time.Time, number int) keyring.DrainVerdict {
+// drained judges what memory knows. from is the time before which a verifier
+// elsewhere may have seen use that it never reported.
+func (t *Tracker) drained(k *keyring.Key, quiet time.Duration, from, now time.Time, number int) keyring.DrainVerdict {
 	s := t.shard(k.ID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -86,8 +98,10 @@ func (t *Tracker) drained(k *keyring.Key, quiet time.Duration, now time.Time, nu
 	if r, tracked := s.keys.Peek(k.ID); tracked {
 		quietSince, versions = r.since, r.versions
 	}
+	quietSince = later(quietSince, from)
 	needed, rule := quiet, "drain_quiet_period"
-	if v, ok := k.Version(number); ok && quietSince.After(v.SupersededTime) && quiet < leastQuiet {
+	old, ok := k.Version(number)
+	if ok && quietSince.After(old.SupersededTime) && quiet < leastQuiet {
 		needed, rule = leastQuiet, "the least after a start, when earlier use is not known"
 	}
 	if v := versions[number]; v != nil {
@@ -97,7 +111,7 @@ func (t *Tracker) drained(k *keyring.Key, quiet time.Duration, now time.Time, nu
 		return keyring.DrainVerdict{Next: next, Why: fmt.Sprintf("known to be unused only since %s, and it must be for %s (%s)",
 			quietSince.UTC().Format(time.RFC3339), needed, rule)}
 	}
-	if left := t.leftBehind(versions, number, successors(k, number)); len(left) > 0 {
+	if left := t.leftBehind(versions, number, successors(k, number), old.SupersededTime); len(left) > 0 {
 		return keyring.DrainVerdict{Next: now.Add(recheck(k, number, quiet, now)), Why: "not seen on a newer version yet: " + strings.Join(left, ", ")}
 	}
 	return keyring.DrainVerdict{Drained: true, Why: fmt.Sprintf("unused since %s, no source left on it", quietSince.UTC().Format(time.RFC3339))}
@@ -123,13 +137,14 @@ func successors(k *keyring.Key, number int) []int {
 	return next
 }
 
-// moved has the hashes of the sources that were accepted with any of numbers.
-func (t *Tracker) moved(versions map[int]*version, numbers []int) map[uint64]bool {
+// moved has the hashes of the sources that were accepted with any of numbers,
+// which may be older versions that were restored, since then.
+func (t *Tracker) moved(versions map[int]*version, numbers []int, since time.Time) map[uint64]bool {
 	moved := map[uint64]bool{}
 	for _, n := range numbers {
 		if v := versions[n]; v != nil {
 			for name, s := range v.sources {
-				if name != Other && s.Count > 0 {
+				if name != Other && s.Count > 0 && !s.LastUsed.Before(since) {
 					moved[t.hash(name)] = true
 				}
 			}
@@ -143,12 +158,12 @@ func (t *Tracker) moved(versions map[int]*version, numbers []int) map[uint64]boo
 
 // leftBehind names the sources of a version that were not accepted with any
 // of its successors.
-func (t *Tracker) leftBehind(versions map[int]*version, number int, successors []int) []string {
+func (t *Tracker) leftBehind(versions map[int]*version, number int, successors []int, since time.Time) []string {
 	old := versions[number]
 	if old == nil {
 		return nil
 	}
-	moved := t.moved(versions, successors)
+	moved := t.moved(versions, successors, since)
 	var left []string
 	for name, s := range old.sources {
 		if name != Other && s.Count > 0 && !moved[t.hash(name)] {

@@ -27,6 +27,20 @@ func (t *Tracker) dirtyKeys() []string {
 	return ids
 }
 
+// isDirty tells whether there is something that no page has.
+func (t *Tracker) isDirty() bool {
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.Lock()
+		dirty := len(s.dirty) > 0 || len(s.orphans) > 0
+		s.mu.Unlock()
+		if dirty {
+			return true
+		}
+	}
+	return false
+}
+
 // take returns what is to be added to the page of a key, and marks it as
 // flushed; nil where there is nothing.
 func (t *Tracker) take(keyID string) delta {
@@ -72,7 +86,7 @@ func (d delta) add(number int, name string, a addition) {
 	sum.refused += a.refused
 	sum.lastUsed = later(sum.lastUsed, a.lastUsed)
 	for _, h := range a.hours {
-		sum.hours.add(h.slot, h.count, 0)
+		sum.hours.add(h.slot, h.count, keepHours)
 	}
 	sources[name] = sum
 }
@@ -83,6 +97,12 @@ func (t *Tracker) putBack(keyID string, d delta) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keep(keyID, d)
+}
+
+func (t *Tracker) putBackAll(taken map[string]delta) {
+	for id, d := range taken {
+		t.putBack(id, d)
+	}
 }
 
 func (s *shard) keep(keyID string, d delta) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,9 +16,12 @@ import (
 )
 
 const (
-	// splitSize is the size in bytes at which a page is split in two. It is
-	// half of what a page may be, so that one flush cannot pass that.
+	// splitSize is the size in bytes at which a page is split in two, and
+	// fullSize the one, by a guess that is never too small, from which on a
+	// flush adds no further key to it. With a last record of maxRecord a page
+	// stays below 512 KiB.
 	splitSize = 256 << 10
+	fullSize  = 400 << 10
 	// maxRecord bounds one key on its page, in bytes of JSON: beyond it the
 	// oldest hours go first, then the oldest versions.
 	maxRecord = 32 << 10
@@ -39,13 +43,17 @@ type PageStore interface {
 
 // page is what is stored of the use of some keys.
 type page struct {
-	Schema int                 `json:"schema"`
+	Schema int `json:"schema"`
+	// Serial grows with each write of the page.
+	Serial uint64              `json:"serial,omitempty"`
 	Keys   map[string]*keyPage `json:"keys"`
 }
 
 // keyPage is what is stored of one key, by version and source.
 type keyPage struct {
 	Versions map[int]map[string]*sourcePage `json:"v"`
+	// Lost is the highest version that had to make room.
+	Lost int `json:"x,omitempty"`
 }
 
 // sourcePage is what is stored of one source of one version. Its names are
@@ -91,21 +99,51 @@ func (d directory) of(keyID string) string {
 	return root
 }
 
+// halvesOf are the names of the pages into which a page is split.
+func halvesOf(name string) []string {
+	prefix := strings.TrimPrefix(name, root)
+	return []string{prefix + "0", prefix + "1"}
+}
+
 func decodePage(data []byte) (*page, error) {
 	p := &page{Schema: pageSchema, Keys: map[string]*keyPage{}}
 	if data == nil {
 		return p, nil
 	}
 	if err := json.Unmarshal(data, p); err != nil {
-		return nil, fmt.Errorf("a page of usage is damaged")
+		return nil, errDamaged
 	}
 	if p.Schema > pageSchema {
-		return nil, fmt.Errorf("a page of usage has schema %d, and this plugin reads up to %d", p.Schema, pageSchema)
+		return nil, fmt.Errorf("%w: it has schema %d, and this plugin reads up to %d", errDamaged, p.Schema, pageSchema)
 	}
 	if p.Keys == nil {
 		p.Keys = map[string]*keyPage{}
 	}
+	maps.DeleteFunc(p.Keys, func(_ string, k *keyPage) bool { return k == nil })
 	return p, nil
+}
+
+func encodePage(p *page) ([]byte, error) {
+	data, err := json.Marshal(p)
+	if err != nil {
+		return nil, fmt.Errorf("encode a page of usage: %w", err)
+	}
+	return data, nil
+}
+
+// trim drops hours before oldest.
+func (p *page) trim(oldest int64) {
+	for _, k := range p.Keys {
+		k.dropHours(oldest)
+	}
+}
+
+func (p *page) size() int {
+	size := 64
+	for _, k := range p.Keys {
+		size += k.size()
+	}
+	return size
 }
 
 // merge adds d to the record of a key. Hours before oldest are dropped.
@@ -146,61 +184,84 @@ func (p *page) merge(keyID string, d delta, oldest int64) {
 	k.trim(oldest)
 }
 
-// trim drops hours before oldest, and whatever does not fit maxRecord.
+// trim drops hours before oldest, and whatever does not fit maxRecord: hours
+// first, a day at a time, then the lowest versions.
 func (k *keyPage) trim(oldest int64) {
-	for _, sources := range k.Versions {
-		for _, s := range sources {
-			maps.DeleteFunc(s.Hours, func(h string, _ uint64) bool {
-				slot, err := strconv.ParseInt(h, 10, 64)
-				return err != nil || slot < oldest
-			})
-		}
-	}
-	for range 8 {
-		size := k.size()
-		if size <= maxRecord {
-			return
-		}
-		k.shrink(oldest)
-		oldest += 24
+	k.dropHours(oldest)
+	for k.size() > maxRecord && k.hasHours() {
+		oldest = max(oldest, k.firstHour()) + 24
+		k.dropHours(oldest)
 	}
 	for len(k.Versions) > 1 && k.size() > maxRecord {
-		delete(k.Versions, slices.Min(slices.Collect(maps.Keys(k.Versions))))
+		lowest := slices.Min(slices.Collect(maps.Keys(k.Versions)))
+		delete(k.Versions, lowest)
+		k.Lost = max(k.Lost, lowest)
 	}
 }
 
-func (k *keyPage) shrink(oldest int64) {
+// each calls f for every hour of the record, and drops those for which it
+// returns false.
+func (k *keyPage) each(f func(slot int64) bool) {
 	for _, sources := range k.Versions {
 		for _, s := range sources {
 			maps.DeleteFunc(s.Hours, func(h string, _ uint64) bool {
 				slot, err := strconv.ParseInt(h, 10, 64)
-				return err != nil || slot < oldest+24
+				return err != nil || !f(slot)
 			})
 		}
 	}
 }
 
-// size is about what the record takes as JSON.
+func (k *keyPage) dropHours(before int64) { k.each(func(slot int64) bool { return slot >= before }) }
+
+func (k *keyPage) hasHours() (has bool) {
+	k.each(func(int64) bool { has = true; return true })
+	return has
+}
+
+func (k *keyPage) firstHour() int64 {
+	first := int64(math.MaxInt64)
+	k.each(func(slot int64) bool { first = min(first, slot); return true })
+	return first
+}
+
+// size is at least what the record takes as JSON; 0 for none.
 func (k *keyPage) size() int {
-	size := 32
+	if k == nil {
+		return 0
+	}
+	size := 48
 	for _, sources := range k.Versions {
-		size += 8
+		size += 12
 		for name, s := range sources {
-			size += len(name) + 48 + 14*len(s.Hours)
+			size += nameSize(name) + 88 + 24*len(s.Hours)
 		}
+	}
+	return size
+}
+
+// nameSize is what a name takes as JSON at most.
+func nameSize(name string) int {
+	size := 0
+	for i := range len(name) {
+		if c := name[i]; c < ' ' || c > '~' || strings.IndexByte(`<>&"\`, c) >= 0 {
+			size += 5
+		}
+		size++
 	}
 	return size
 }
 
 // split divides a page by the next bit of its keys.
 func (p *page) split(name string) map[string]*page {
-	prefix := strings.TrimPrefix(name, root)
 	halves := map[string]*page{}
-	for _, bit := range []string{"0", "1"} {
-		halves[prefix+bit] = &page{Schema: pageSchema, Keys: map[string]*keyPage{}}
+	length := 0
+	for _, half := range halvesOf(name) {
+		halves[half] = &page{Schema: pageSchema, Serial: p.Serial, Keys: map[string]*keyPage{}}
+		length = len(half)
 	}
 	for id, k := range p.Keys {
-		halves[bits(id)[:len(prefix)+1]].Keys[id] = k
+		halves[bits(id)[:length]].Keys[id] = k
 	}
 	return halves
 }

@@ -11,10 +11,21 @@ type bucket struct {
 	count uint64
 }
 
-// add counts n in a slot, and forgets slots before least. Slots come in any
-// order: reports can be late.
-func (s *series) add(slot int64, n uint64, least int64) {
+const (
+	// keepMinutes and keepHours are how many slots before the newest one a
+	// series in memory keeps at most; the hours wait there for a flush only.
+	keepMinutes = 60
+	keepHours   = 31 * 24
+)
+
+// add counts n in a slot, and forgets slots that lie over keep before the
+// newest one. Slots come in any order: reports can be late.
+func (s *series) add(slot int64, n uint64, keep int64) {
 	list := *s
+	least := slot - keep
+	if len(list) > 0 {
+		least = max(least, list[len(list)-1].slot-keep)
+	}
 	cut := 0
 	for cut < len(list) && list[cut].slot < least {
 		cut++

@@ -195,8 +195,8 @@ func (src *Source) add(now time.Time, accepted, refused uint64) {
 	src.unflushed.count += accepted
 	src.unflushed.refused += refused
 	if accepted > 0 {
-		src.minutes.add(now.Unix()/60, accepted, now.Unix()/60-60)
-		src.unflushed.hours.add(now.Unix()/3600, accepted, 0)
+		src.minutes.add(now.Unix()/60, accepted, keepMinutes)
+		src.unflushed.hours.add(now.Unix()/3600, accepted, keepHours)
 	}
 }
 
