@@ -27,7 +27,8 @@ func (b *Backend) pathSweep() []*framework.Path {
 		},
 		HelpSynopsis: "Do now what is due, and wait for it.",
 		HelpDescription: `What is due happens by itself within about a minute or two. This does it at once:
-promotions, rotations, retirements, clean-up and bulk jobs.`,
+promotions, rotations, retirements, clean-up and bulk jobs. What was counted of
+use is stored.`,
 	}}
 }
 
@@ -40,6 +41,9 @@ func (b *Backend) sweep(ctx context.Context, c *call) (*logical.Response, error)
 	if suspended {
 		c.warn(jobs.ErrClockLeapt.Error())
 	} else if err := c.bulk.Run(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.watch.flush(ctx); err != nil {
 		return nil, err
 	}
 	return &logical.Response{Data: map[string]any{"keys": sum.Keys, "damaged": sum.Damaged, "suspended": suspended}}, nil

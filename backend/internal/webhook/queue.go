@@ -379,6 +379,9 @@ func (q *queue) judge(ctx context.Context, s *stream, seq uint64, e *entry, a At
 	q.giveBack(s, func() {
 		s.attempts, s.began = a.Number, began
 		s.next = q.d.clock.Elapsed() + delay
+		if a.Time.Before(q.fresh) {
+			s.next = q.d.clock.Elapsed() // what was wrong may have been put right since it began
+		}
 	})
 }
 
