@@ -236,11 +236,16 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 	if err != nil {
 		return nil, err
 	}
+	reports, err := s.Reports(ctx)
+	if err != nil {
+		return nil, err
+	}
 	e := &engine{store: s, lost: make(chan string, 1024), unknownIDs: newUnknownIDs()}
 	tracker := usage.New(b.clock.Now())
 	e.keeper = &lifecycle.Keeper{
 		Store: s, Clock: b.clock, Rand: b.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages()), Logger: b.Logger(),
 	}
+	e.keeper.Book.Reports = usage.NewReports(reports)
 	b.startWatching(e)
 	e.ticker = jobs.NewTicker(e.keeper, b.Logger())
 	e.bulk = jobs.NewBulk(e.keeper, b.Logger())
@@ -356,6 +361,9 @@ func (b *Backend) clean(context.Context) {
 func (b *Backend) invalidate(_ context.Context, key string) {
 	if e := b.opened(); e != nil {
 		e.store.Invalidate(key)
+		if store.IsUsagePage(key) {
+			e.keeper.Book.Reopen()
+		}
 	}
 }
 

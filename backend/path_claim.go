@@ -53,9 +53,7 @@ func (b *Backend) claim(ctx context.Context, c *call) (*logical.Response, error)
 	claim, err := c.watch.claims.Redeem(ctx, c.text("code"))
 	switch {
 	case errors.Is(err, webhook.ErrClaimReused):
-		if err := c.noteClaim(ctx, claim, keyring.EventClaimReused); err != nil {
-			return nil, err
-		}
+		c.noteClaim(ctx, claim, keyring.EventClaimReused)
 		return nil, errNoClaim
 	case errors.Is(err, webhook.ErrClaim):
 		return nil, errNoClaim
@@ -77,9 +75,7 @@ func (b *Backend) claim(ctx context.Context, c *call) (*logical.Response, error)
 	if apiKey == "" || !v.AcceptedAt(k.Now(c.store.Now())) {
 		return nil, errNoClaim
 	}
-	if err := c.noteClaim(ctx, claim, keyring.EventClaimRedeemed); err != nil {
-		return nil, err
-	}
+	c.noteClaim(ctx, claim, keyring.EventClaimRedeemed)
 	data := map[string]any{fieldAPIKey: apiKey, fieldKeyID: k.ID, fieldVersion: v.Number}
 	if k.Name != "" {
 		data[fieldName] = k.Name
@@ -87,9 +83,14 @@ func (b *Backend) claim(ctx context.Context, c *call) (*logical.Response, error)
 	return &logical.Response{Data: data}, nil
 }
 
-func (c *call) noteClaim(ctx context.Context, claim webhook.Claim, event keyring.EventType) error {
-	return c.keeper.Emit(ctx, claim.KeyID, actorClaim, func(k *keyring.Key, _ *role.Role, cause keyring.Cause) bool {
+// noteClaim tells what was done with a code. The code is spent by then, so a
+// failure must not keep the key from its client.
+func (c *call) noteClaim(ctx context.Context, claim webhook.Claim, event keyring.EventType) {
+	err := c.keeper.Emit(ctx, claim.KeyID, actorClaim, func(k *keyring.Key, _ *role.Role, cause keyring.Cause) bool {
 		k.Record(cause, event, claim.Version, "delivered by webhook "+claim.Hook)
 		return true
 	})
+	if err != nil {
+		c.keeper.Logger.Error("what was done with a claim code cannot be noted", "key_id", claim.KeyID, "event", event, "error", err)
+	}
 }

@@ -21,6 +21,8 @@ const (
 	// maxInstances bounds the instances of one key that are remembered; the
 	// one that confirmed longest ago makes room.
 	maxInstances = 256
+	// confirmEvery is how often the same word of an instance is noted anew.
+	confirmEvery = time.Hour
 )
 
 func (b *Backend) pathConfirm() []*framework.Path {
@@ -28,7 +30,7 @@ func (b *Backend) pathConfirm() []*framework.Path {
 		Pattern:      confirmPattern,
 		DisplayAttrs: display("key"),
 		Fields: join(nameFields(), versionFields("The version that the instance uses now."), fields{
-			fieldInstance: textField("The client's instance: a region, a cluster or a host."),
+			fieldInstance: textField("The client's instance: a region, a cluster or a host. It is called default where it is absent."),
 		}),
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: b.forwarded(b.confirm, "Say that a client instance now uses a version.", "confirm", empty("Noted.")),
@@ -48,9 +50,20 @@ func (b *Backend) confirm(ctx context.Context, c *call) (*logical.Response, erro
 	if err := checkLabel(fieldInstance, instance); err != nil {
 		return nil, err
 	}
+	if !c.has(fieldVersion) {
+		return nil, badInput("version is required: the number of the version that the instance uses now")
+	}
+	if instance == "" {
+		instance = "default"
+	}
 	_, _, _, err = c.keeper.Update(ctx, k.ID, func(k *keyring.Key, _ *role.Role, now time.Time) (*keyring.Key, error) {
 		if _, ok := k.Version(version); !ok {
 			return nil, badInput("version: key %q has no version %d", k.Name, version)
+		}
+		if slices.ContainsFunc(k.Confirmations, func(c keyring.Confirmation) bool {
+			return c.Instance == instance && c.Version == version && k.Now(now).Before(c.Time.Add(confirmEvery))
+		}) {
+			return k, nil
 		}
 		next := k.Clone()
 		next.Confirmations = slices.DeleteFunc(next.Confirmations, func(c keyring.Confirmation) bool { return c.Instance == instance })

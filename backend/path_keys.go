@@ -344,7 +344,7 @@ func (b *Backend) readKey(ctx context.Context, c *call) (*logical.Response, erro
 	data := map[string]any{
 		fieldKeyID: k.ID, fieldName: k.Name, fieldRole: k.Role, fieldEnabled: !k.Disabled, "imported": k.Imported,
 		fieldScopes: append([]string{}, scopes...), fieldBoundCIDRs: append([]string{}, k.BoundCIDRs...),
-		fieldMetadata: metadata(k.CustomMetadata), "versions": c.versionsAnswer(k, now),
+		fieldMetadata: metadata(k.CustomMetadata), "versions": c.versionsAnswer(ctx, k, now),
 	}
 	putTime(data, "created_time", k.CreatedTime)
 	if active, ok := k.Active(); ok {
@@ -361,10 +361,16 @@ func (b *Backend) readKey(ctx context.Context, c *call) (*logical.Response, erro
 	return &logical.Response{Data: data}, nil
 }
 
-func (c *call) versionsAnswer(k *keyring.Key, now time.Time) []any {
+func (c *call) versionsAnswer(ctx context.Context, k *keyring.Key, now time.Time) []any {
 	versions := []any{}
+	use, err := c.keeper.Book.Read(ctx, k.ID, now)
+	if err != nil {
+		c.keeper.Logger.Warn("the stored use of a key could not be read", "key_id", k.ID, "error", err)
+		c.warn("the stored use of the key could not be read: use_count and last_used_time are those since the plugin started")
+		use = c.keeper.Book.Live(k.ID, now)
+	}
 	for _, v := range slices.Backward(k.Versions) {
-		used := c.keeper.Usage.Version(k.ID, v.Number)
+		used := use[v.Number]
 		data := map[string]any{
 			fieldVersion: v.Number, fieldState: v.StateAt(now).String(), "use_count": used.Count, "fingerprint": v.Digest.Fingerprint(),
 		}

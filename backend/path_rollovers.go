@@ -75,7 +75,10 @@ func (b *Backend) listRollovers(ctx context.Context, c *call) (*logical.Response
 		}
 		if k != nil && k.RollingOver() {
 			names = append(names, k.Name)
+			continue
 		}
+		// A crash has left the entry. A failure leaves it for the next time.
+		_ = c.store.DropRollover(ctx, id)
 	}
 	slices.Sort(names)
 	if names, err = c.page(names); err != nil {

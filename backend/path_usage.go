@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
@@ -44,7 +45,7 @@ func (b *Backend) pathUsage() []*framework.Path {
 				"verifier":         textField("Name of the verifier that reports."),
 				"boot":             textField("A text that is new each time the verifier starts."),
 				"sequence":         intField("Number of the report since then, from 1. A repeated number counts once."),
-				"reported_through": textField("Up to when the report is complete, RFC 3339."),
+				"reported_through": textField("Up to when nothing is missing from this report and those before it, RFC 3339. Without it no version counts as drained."),
 				"entries":          itemsField("At most 1000 maps of key_id, version, source, count, refused and last_used."),
 			},
 			Operations: map[logical.Operation]framework.OperationHandler{
@@ -132,9 +133,12 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 			return nil, err
 		}
 	}
-	through, err := reportTime("reported_through", c.text("reported_through"), now)
-	if err != nil {
-		return nil, err
+	var through time.Time
+	if given := c.text("reported_through"); given != "" {
+		var err error
+		if through, err = reportTime("reported_through", given, now); err != nil {
+			return nil, err
+		}
 	}
 	answer := map[string]any{"counted": 0, "duplicate": false, "errors": []any{}}
 	// The keys are read before the report is noted, so that a failure of
@@ -143,19 +147,25 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 	if err != nil {
 		return nil, err
 	}
+	if through.IsZero() {
+		c.warn("reported_through is absent: while it is, no version that this verifier may have seen counts as drained")
+	}
 	if !c.keeper.Book.Reports.Accept(c.caller()+"|"+verifier, boot, uint64(c.number("sequence")), through, now) {
 		answer["duplicate"] = true
 		return &logical.Response{Data: answer}, nil
 	}
 	for _, e := range entries {
-		c.keeper.Usage.Add(e.lastUsed, e.keyID, e.version, e.source, e.count, e.refused)
+		c.keeper.Usage.Add(e.lastUsed, e.key.ID, e.version, e.source, e.count, e.refused)
+		if e.count > 0 {
+			c.watch.usedFirst(e.key, e.version)
+		}
 	}
 	answer["counted"], answer["errors"] = len(entries), faults
 	return &logical.Response{Data: answer}, nil
 }
 
 type usageEntry struct {
-	keyID          string
+	key            *keyring.Key
 	version        int
 	source         string
 	count, refused uint64
@@ -217,7 +227,7 @@ func (b *Backend) usageEntry(ctx context.Context, c *call, item any, now time.Ti
 		return usageEntry{}, badInput("version: the key has no version %d", one.number(fieldVersion))
 	}
 	return usageEntry{
-		keyID: k.ID, version: one.number(fieldVersion), source: usage.SourceName(c.caller(), source),
+		key: k, version: one.number(fieldVersion), source: usage.SourceName(c.caller(), source),
 		count: uint64(count), refused: uint64(refused), lastUsed: lastUsed,
 	}, nil
 }

@@ -145,14 +145,16 @@ func (b *Backend) writeWebhook(ctx context.Context, c *call) (*logical.Response,
 			return nil, errors.Join(err, missing("there is no webhook named %q", name))
 		}
 	}
-	if err := c.store.MarkHooks(ctx); err != nil {
-		return nil, err
-	}
 	made := ""
 	_, err := c.watch.hooks.Update(ctx, name, func(h *webhook.Hook) error {
 		var err error
-		made, err = b.changeWebhook(c, h)
-		return err
+		if made, err = b.changeWebhook(c, h); err != nil {
+			return err
+		}
+		if err := h.Validate(); err != nil {
+			return err
+		}
+		return c.store.MarkHooks(ctx) // before the first webhook is stored, and not for one that is refused
 	})
 	var refusal *webhook.Refusal
 	if errors.As(err, &refusal) {

@@ -5,6 +5,7 @@ package backend
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -46,9 +47,14 @@ type watcher struct {
 	// send offers an event to Vault's own bus.
 	send func(ctx context.Context, k *keyring.Key, e keyring.Event) error
 
+	// noting are the first uses that are on their way to the key's history.
+	noting  sync.Map
 	owed    chan string
 	notices chan notice
 	events  chan told
+
+	// flushing keeps the tick and a sweep from storing reports out of order.
+	flushing sync.Mutex
 }
 
 // told is an event on its way to Vault's own bus.
@@ -150,7 +156,14 @@ func (w *watcher) tell(ctx context.Context) error {
 				return err
 			}
 		case n := <-w.notices:
-			if err := w.note(ctx, n); err != nil {
+			err := w.note(ctx, n)
+			if n.first {
+				w.noting.Delete(firstUse{n.keyID, n.version})
+			}
+			if err != nil {
+				if n.finding != nil {
+					w.offer(n) // it may not happen again
+				}
 				return err
 			}
 		case t := <-w.events:
@@ -186,7 +199,7 @@ func (w *watcher) note(ctx context.Context, n notice) error {
 			}
 			if n.finding != nil && n.finding.Kind == anomaly.EndedVersionUse {
 				k.Record(c, keyring.EventVersionStaleUse, v.Number, n.finding.Evidence)
-				if v.State == keyring.StateRetired && v.SupersededBy > 0 && v.Health != string(health.Failed) && v.RestorableAt(c.Now) {
+				if v.StateAt(c.Now) == keyring.StateRetired && v.SupersededBy > 0 && v.Health != string(health.Failed) && v.RestorableAt(c.Now) {
 					v.Health = string(health.Failed)
 					k.Record(c, keyring.EventRolloverFailed, v.Number, n.finding.Evidence)
 				}
@@ -204,11 +217,43 @@ func evidenceOf(f *anomaly.Finding) string {
 	return f.Evidence + " (source " + usage.DisplayNames(map[string]bool{f.Source: true})[f.Source] + ")"
 }
 
-func (w *watcher) notify(n notice) {
+// notify has a notice told soon, and reports whether there was room for it.
+func (w *watcher) notify(n notice) bool {
+	if !w.offer(n) {
+		return false
+	}
+	w.engine.wakeTelling()
+	return true
+}
+
+func (w *watcher) offer(n notice) bool {
 	select {
 	case w.notices <- n:
-		w.engine.wakeTelling()
+		return true
 	default:
+		return false
+	}
+}
+
+// firstUse names a version that is used for the first time.
+type firstUse struct {
+	keyID   string
+	version int
+}
+
+// usedFirst notes the first use of a version. What cannot be noted now is
+// noted with its next use.
+func (w *watcher) usedFirst(k *keyring.Key, number int) {
+	v, ok := k.Version(number)
+	if !ok || !v.FirstUsedTime.IsZero() || k.Leased() || w.engine.telling == nil {
+		return
+	}
+	use := firstUse{k.ID, number}
+	if _, noting := w.noting.LoadOrStore(use, struct{}{}); noting {
+		return
+	}
+	if !w.notify(notice{keyID: k.ID, version: number, first: true}) {
+		w.noting.Delete(use)
 	}
 }
 
@@ -216,12 +261,9 @@ func (w *watcher) notify(n notice) {
 // touches no storage and takes no lock of a key.
 func (w *watcher) used(now time.Time, k *keyring.Key, verdict keyring.Verdict, source string) {
 	accepted := verdict.Code == keyring.CodeValid
-	first, newSource := w.engine.keeper.Usage.Record(now, k.ID, verdict.Version, source, accepted)
+	_, newSource := w.engine.keeper.Usage.Record(now, k.ID, verdict.Version, source, accepted)
 	if accepted {
-		v, _ := k.Version(verdict.Version)
-		if first && v.FirstUsedTime.IsZero() && !k.Leased() {
-			w.notify(notice{keyID: k.ID, version: v.Number, first: true})
-		}
+		w.usedFirst(k, verdict.Version)
 		if newSource {
 			if f, found := w.detector.Use(now, k.ID, verdict.Version, source); found {
 				w.notify(notice{keyID: k.ID, version: verdict.Version, finding: &f})
@@ -260,11 +302,8 @@ func (w *watcher) fullHour(keyID string, before []uint64, end time.Time, count u
 
 // flush stores what was counted, and lets webhooks go on after a failure.
 func (w *watcher) flush(ctx context.Context) error {
-	conf, err := w.engine.store.Config(ctx)
-	if err != nil {
-		return err
-	}
-	now := w.engine.keeper.Clock.Now()
+	w.flushing.Lock()
+	defer w.flushing.Unlock()
 	book := w.engine.keeper.Book
 	// Reports are noted before the counts: a crash between loses counts, and
 	// never counts twice.
@@ -278,8 +317,14 @@ func (w *watcher) flush(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := book.Flush(ctx, now, conf.UsageRetention); err != nil {
-		return err
+	if !book.Idle() {
+		conf, err := w.engine.store.Config(ctx)
+		if err != nil {
+			return err
+		}
+		if err := book.Flush(ctx, w.engine.keeper.Clock.Now(), conf.UsageRetention); err != nil {
+			return err
+		}
 	}
 	if !w.engine.store.HasHooks() {
 		return nil

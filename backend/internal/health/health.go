@@ -81,6 +81,8 @@ type Rollover struct {
 	Deadline time.Time
 	// Ended is when the old version was retired; zero while it is accepted.
 	Ended time.Time
+	// RefusedBefore are the refused uses of the old version up to its end.
+	RefusedBefore uint64
 	// KnownSince is when the record of use begins: after a start, use before
 	// it may be unknown.
 	KnownSince time.Time
@@ -100,8 +102,8 @@ type Laggard struct {
 // Report is the judgement of a rollover at a moment.
 type Report struct {
 	Status Status
-	// Moved is the share of recent traffic on the new version, from 0 to 1. It
-	// is 0 where no use is known.
+	// Moved is the share of recent traffic on the new version, from 0 to 1;
+	// without recent traffic that of the sources, and 0 where no use is known.
 	Moved    float64
 	Laggards []Laggard
 	// Left are the laggards that, at the present rate, will not have moved by
@@ -115,6 +117,7 @@ func Judge(r Rollover, now time.Time) Report {
 	j := judge{r: r, now: now}
 	j.weigh()
 	j.report.Laggards = j.laggards()
+	j.report.Moved = j.moved()
 	j.report.Left = j.forecast()
 	j.report.Status = j.status()
 	j.describe()
@@ -137,15 +140,36 @@ func (j *judge) weigh() {
 		j.newRecent += s.New.Recently
 		j.oldTotal += s.Old.Total
 		j.newTotal += s.New.Total
-		if !j.r.Ended.IsZero() {
-			j.refused += s.Old.Refused
+		j.refused += s.Old.Refused
+	}
+	j.refused -= min(j.refused, j.r.RefusedBefore)
+	if j.r.Ended.IsZero() {
+		j.refused = 0
+	}
+}
+
+// moved is the share of the traffic of the last Recent time that was on the
+// new version. Where there was none it is that of the sources, and where none
+// is known it is 0.
+func (j *judge) moved() float64 {
+	if all := j.oldRecent + j.newRecent; all > 0 {
+		return float64(j.newRecent) / float64(all)
+	}
+	seen, behind := 0, 0
+	for _, s := range j.r.Sources {
+		if s.Old.Total+s.New.Total > 0 {
+			seen++
 		}
 	}
-	if all := j.oldRecent + j.newRecent; all > 0 {
-		j.report.Moved = float64(j.newRecent) / float64(all)
-	} else if j.newTotal > 0 && j.oldTotal == 0 {
-		j.report.Moved = 1
+	for _, l := range j.report.Laggards {
+		if l.Source != "" {
+			behind++
+		}
 	}
+	if seen == 0 {
+		return 0
+	}
+	return max(0, float64(seen-behind)/float64(seen))
 }
 
 // laggards are the sources that were not seen on the new version, or on the
@@ -225,7 +249,7 @@ func (j *judge) forecast() []string {
 
 func (j *judge) status() Status {
 	progress := j.progress()
-	over := !j.r.Ended.IsZero() || progress >= 1
+	over := !j.r.Ended.IsZero() || !j.r.Promoted.IsZero() && !j.now.Before(j.r.Deadline)
 	switch {
 	case j.refused > 0:
 		return Failed

@@ -70,7 +70,8 @@ func openFixture(t *testing.T, memory *storetest.Memory, c *clock.Manual) *fixtu
 		t.Fatal(err)
 	}
 	f.store = s
-	f.keeper = &lifecycle.Keeper{Store: s, Clock: c, Rand: rand.Reader, Usage: usage.New(c.Now()), Logger: logger}
+	tracker := usage.New(c.Now())
+	f.keeper = &lifecycle.Keeper{Store: s, Clock: c, Rand: rand.Reader, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages()), Logger: logger}
 	f.ticker, f.bulk = NewTicker(f.keeper, logger), NewBulk(f.keeper, logger)
 	return f
 }
@@ -85,6 +86,8 @@ func (f *fixture) role(change func(*role.Role)) {
 	f.t.Helper()
 	r := role.New("r")
 	r.RotationPeriod, r.OverlapPeriod = time.Hour, 10*time.Minute
+	// Only what changes a key is looked at here, not what is told of it.
+	r.NotifyBefore, r.Reminders = new(time.Duration(0)), []int{}
 	if change != nil {
 		change(r)
 	}

@@ -59,6 +59,7 @@ func (k *Key) Extend(c Cause, p Policy, version int, by time.Duration) (*Key, er
 	v.State = StateRetiring
 	v.EndedTime, v.RestorableUntil, v.Reason = time.Time{}, time.Time{}, ""
 	v.OverlapEnds = end
+	v.Reminded, v.RefusedBefore = 0, 0
 	if v.AcceptedUntil.Before(end) {
 		v.AcceptedUntil = end
 	}
@@ -97,6 +98,7 @@ func (k *Key) Retire(c Cause, version int, drained DrainCheck, force bool) (*Key
 			return nil, refuse(ErrNotDrained, "version %d of %s is not drained (%s): wait, or set force=true to end it all the same", number, k.Label(), verdict.Why)
 		}
 		reason = "drained: " + verdict.Why
+		n.Record(c, EventVersionDrained, number, verdict.Why)
 	}
 	if c.Reason != "" {
 		reason = c.Reason

@@ -67,6 +67,9 @@ type Version struct {
 	Reminded int `json:"reminded,omitempty"`
 	// Health is what was last told of the rollover away from this version.
 	Health string `json:"health,omitempty"`
+	// RefusedBefore are the refused uses that the version had when it was
+	// retired: those since then are of clients left behind.
+	RefusedBefore uint64 `json:"refused_before,omitempty"`
 
 	extra jsonkeep.Extra
 }

@@ -91,8 +91,11 @@ func (kp *Keeper) copyOwed(ctx context.Context, k *keyring.Key) (*keyring.Key, e
 func (kp *Keeper) CopyOwed(ctx context.Context, id string) error {
 	defer kp.Store.LockKey(id)()
 	k, err := kp.Store.Key(ctx, id)
-	if err != nil || k == nil || len(k.Owed) == 0 || !k.Deleted.IsZero() {
-		return err // a tombstone's events are copied before it is cleaned up
+	if err != nil || k == nil || len(k.Owed) == 0 {
+		return err
+	}
+	if !k.Deleted.IsZero() {
+		return kp.finishDelete(ctx, k)
 	}
 	r, err := kp.RoleOf(ctx, k)
 	if err != nil {
@@ -125,7 +128,22 @@ func (kp *Keeper) Emit(ctx context.Context, id, actor string, note func(k *keyri
 		return next, nil
 	})
 	if errors.Is(err, ErrNoKey) {
-		return nil
+		return kp.emitDeleted(ctx, id, actor, note)
 	}
 	return err
+}
+
+// emitDeleted is Emit for a key of which only its compromised versions are
+// left: that they are still tried is worth an alarm.
+func (kp *Keeper) emitDeleted(ctx context.Context, id, actor string, note func(k *keyring.Key, r *role.Role, c keyring.Cause) bool) error {
+	defer kp.Store.LockKey(id)()
+	k, err := kp.Store.Key(ctx, id)
+	if err != nil || k == nil || k.Deleted.IsZero() || len(k.Versions) == 0 || k.Cleanup != nil {
+		return err
+	}
+	next := k.Clone()
+	if !note(next, nil, keyring.Cause{Now: k.Now(kp.Store.Now()), Actor: actor}) {
+		return nil
+	}
+	return kp.put(ctx, k, next, time.Time{})
 }

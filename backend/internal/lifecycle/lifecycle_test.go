@@ -82,7 +82,10 @@ func (w *world) open() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.keeper = &lifecycle.Keeper{Store: s, Clock: w.clock, Rand: w.rand, Usage: usage.New(w.clock.Now()), Logger: hclog.NewNullLogger()}
+	tracker := usage.New(w.clock.Now())
+	w.keeper = &lifecycle.Keeper{
+		Store: s, Clock: w.clock, Rand: w.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages()), Logger: hclog.NewNullLogger(),
+	}
 }
 
 // crash loses the process and starts another one.

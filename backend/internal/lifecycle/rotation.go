@@ -232,6 +232,7 @@ func (kp *Keeper) Apply(ctx context.Context, id string, minute int64, early bool
 
 func (kp *Keeper) apply(ctx context.Context, k *keyring.Key, early bool) (changed bool, err error) {
 	if !k.Deleted.IsZero() {
+		kp.Book.Forget(k.ID)
 		return true, kp.finishDelete(ctx, k)
 	}
 	r, err := kp.RoleOf(ctx, k)
@@ -248,7 +249,7 @@ func (kp *Keeper) apply(ctx context.Context, k *keyring.Key, early bool) (change
 		return false, err
 	}
 	if next == nil {
-		return true, kp.endLeased(ctx, k, now)
+		return true, kp.endLeased(ctx, told, now)
 	}
 	next, err = kp.watch(ctx, k, next, r, keyring.Cause{Now: now, Actor: ActorPeriodic})
 	if err != nil {

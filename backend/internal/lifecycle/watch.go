@@ -62,8 +62,12 @@ func (kp *Keeper) rollover(k *keyring.Key, from keyring.Version, to int, use map
 		From: from.Number, To: to, Promoted: from.SupersededTime, Planned: from.OverlapEnds, Deadline: from.AcceptedUntil,
 		KnownSince: kp.Usage.KnownSince(k.ID),
 	}
-	if from.StateAt(now) == keyring.StateRetired {
+	if from.StateAt(now).Ended() {
 		r.Ended = from.AcceptedUntil
+		r.RefusedBefore = from.RefusedBefore
+		if !from.State.Ended() { // its end is not recorded yet, nor what was refused before
+			r.RefusedBefore = use[from.Number].Refused
+		}
 	}
 	names := map[string]bool{}
 	for number, v := range use {
@@ -139,7 +143,7 @@ func (kp *Keeper) watch(ctx context.Context, before, k *keyring.Key, r *role.Rol
 // announce tells of the next rotation, once, notify_before it.
 func (kp *Keeper) announce(k *keyring.Key, r *role.Role, c keyring.Cause) bool {
 	planned := rotationTime(k, r, c.Now)
-	if planned.IsZero() || r.Notify() == 0 || k.Announced.Equal(planned) || c.Now.Before(planned.Add(-r.Notify())) || !planned.After(c.Now) {
+	if planned.IsZero() || k.Blocked != "" || r.Notify() == 0 || k.Announced.Equal(planned) || c.Now.Before(planned.Add(-r.Notify())) || !planned.After(c.Now) {
 		return false
 	}
 	k.Announced = planned
@@ -148,37 +152,83 @@ func (kp *Keeper) announce(k *keyring.Key, r *role.Role, c keyring.Cause) bool {
 }
 
 func (kp *Keeper) watchVersion(ctx context.Context, before, k *keyring.Key, v *keyring.Version, r *role.Role, c keyring.Cause) (bool, error) {
-	old, was := before.Version(v.Number)
-	retired := was && old.State == keyring.StateRetiring && v.State == keyring.StateRetired
+	if k.Leased() {
+		return false, nil
+	}
+	if overlapEnded(before, v) {
+		use, err := kp.Book.Read(ctx, k.ID, c.Now)
+		if err != nil {
+			return false, err
+		}
+		kp.noteEnd(k, v, use, c)
+		return true, nil
+	}
 	point := reminderPoint(v, r.Reminders, c.Now)
-	if !retired && point <= v.Reminded || k.Leased() {
+	if point <= v.Reminded {
 		return false, nil
 	}
 	use, err := kp.Book.Read(ctx, k.ID, c.Now)
 	if err != nil {
 		return false, err
 	}
-	to := v.SupersededBy
-	if active, ok := k.Active(); ok {
-		to = active.Number
-	}
-	report := health.Judge(kp.rollover(k, *v, to, use, c.Now), c.Now)
+	report := health.Judge(kp.rollover(k, *v, successorOf(k, v), use, c.Now), c.Now)
 	evidence := strings.Join(report.Evidence, "; ")
-	if retired {
-		if report.Status == health.Failed {
-			v.Health = string(report.Status)
-			k.Record(c, keyring.EventRolloverFailed, v.Number, evidence)
-			return true, nil
-		}
-		k.Record(c, keyring.EventRolloverCompleted, v.Number, evidence)
-		return true, nil
-	}
 	v.Reminded = point
 	if len(report.Laggards) > 0 {
 		k.Record(c, keyring.EventRolloverReminder, v.Number, fmt.Sprintf("%d%% of the overlap is over; still on version %d: %s", point, v.Number, laggardNames(report.Laggards)))
 	}
 	kp.noteHealth(k, v, c, report, evidence)
 	return true, nil
+}
+
+// overlapEnded tells whether v was retiring before and is not accepted any more.
+func overlapEnded(before *keyring.Key, v *keyring.Version) bool {
+	old, was := before.Version(v.Number)
+	return was && old.State == keyring.StateRetiring && v.State.Ended()
+}
+
+// successorOf is the version that stands in for v.
+func successorOf(k *keyring.Key, v *keyring.Version) int {
+	if active, ok := k.Active(); ok {
+		return active.Number
+	}
+	return v.SupersededBy
+}
+
+// noteEnd tells how a rollover has ended.
+func (kp *Keeper) noteEnd(k *keyring.Key, v *keyring.Version, use map[int]usage.Version, c keyring.Cause) {
+	v.RefusedBefore = use[v.Number].Refused
+	report := health.Judge(kp.rollover(k, *v, successorOf(k, v), use, c.Now), c.Now)
+	event := keyring.EventRolloverCompleted
+	if report.Status == health.Failed {
+		event, v.Health = keyring.EventRolloverFailed, string(report.Status)
+	}
+	k.Record(c, event, v.Number, strings.Join(report.Evidence, "; "))
+}
+
+// watchEnds tells of the rollovers that a request has ended. It returns after
+// itself where there are none. A failure of storage does not keep a version
+// from being ended: the judgement then rests on what memory knows.
+func (kp *Keeper) watchEnds(ctx context.Context, before, after *keyring.Key, now time.Time) *keyring.Key {
+	if after.Leased() {
+		return after
+	}
+	next := after
+	var use map[int]usage.Version
+	for i := range after.Versions {
+		if !overlapEnded(before, &after.Versions[i]) {
+			continue
+		}
+		if next == after {
+			next = after.Clone()
+			var err error
+			if use, err = kp.Book.Read(ctx, next.ID, now); err != nil {
+				use = kp.Book.Live(next.ID, now)
+			}
+		}
+		kp.noteEnd(next, &next.Versions[i], use, keyring.Cause{Now: next.Now(now), Actor: ActorPeriodic})
+	}
+	return next
 }
 
 // noteHealth tells of a rollover's health where that has become worse or
@@ -244,7 +294,7 @@ func watchDue(k *keyring.Key, r *role.Role, now time.Time) time.Time {
 			due = t
 		}
 	}
-	if planned := rotationTime(k, r, now); !planned.IsZero() && planned.After(now) && r.Notify() > 0 && !k.Announced.Equal(planned) {
+	if planned := rotationTime(k, r, now); !planned.IsZero() && planned.After(now) && k.Blocked == "" && r.Notify() > 0 && !k.Announced.Equal(planned) {
 		want(planned.Add(-r.Notify()))
 	}
 	if k.Leased() {

@@ -164,6 +164,10 @@ func (s *Store) Rollovers(ctx context.Context) ([]string, error) { return s.list
 
 // DropRollover removes an entry whose key says otherwise.
 func (s *Store) DropRollover(ctx context.Context, id string) error {
+	defer s.LockKey(id)()
+	if k, err := s.Key(ctx, id); err != nil || k != nil && k.RollingOver() {
+		return err
+	}
 	return s.remove(ctx, rolloverPrefix+id)
 }
 
@@ -236,7 +240,7 @@ func (s *Store) FinishDelete(ctx context.Context, tomb *keyring.Key) error {
 	}
 	if len(tomb.Versions) > 0 {
 		next := tomb.Clone()
-		next.Cleanup = nil
+		next.Cleanup, next.CustomMetadata = nil, nil
 		return s.CommitKey(ctx, tomb, next, time.Time{})
 	}
 	defer s.keys.remove(tomb.ID)

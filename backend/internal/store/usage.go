@@ -5,6 +5,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -13,6 +14,9 @@ import (
 
 // UsagePages keeps the pages of use of the mount.
 func (s *Store) UsagePages() usage.PageStore { return usagePages{s} }
+
+// IsUsagePage tells whether a storage path is that of a page of use.
+func IsUsagePage(path string) bool { return strings.HasPrefix(path, usagePrefix) }
 
 type usagePages struct{ s *Store }
 
