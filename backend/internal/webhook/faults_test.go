@@ -107,7 +107,7 @@ func crashAt(t *testing.T, at int, applied, again bool) (failed bool) {
 	}
 	next.settle(1000 * time.Hour)
 	for name, rc := range map[string]*receiver{"one": one, "two": two} {
-		if err := checkInOrder(rc.firsts(nil), e.keys, count); err != nil {
+		if err := checkInOrder(rc.firsts(), e.keys, count); err != nil {
 			t.Errorf("a crash at operation %d: %s: %v", at, name, err)
 		}
 	}
@@ -140,7 +140,7 @@ func TestAFailureOfAnyOperationLosesNothing(t *testing.T) {
 				r.quiet()
 			}
 			r.settle(1000 * time.Hour)
-			if err := checkInOrder(rc.firsts(nil), e.keys, 3); err != nil {
+			if err := checkInOrder(rc.firsts(), e.keys, 3); err != nil {
 				t.Errorf("failure of operation %d: %v", at, err)
 			}
 			if left := r.memory.Paths("outbox/"); len(left) != 0 || r.status("ops").Pending != 0 {
@@ -251,7 +251,7 @@ func TestEverythingFailsAtOnce(t *testing.T) {
 	if len(left) != 0 {
 		t.Fatalf("%d keys still owe events", len(left))
 	}
-	if err := checkInOrder(rc.firsts(nil), e.keys, count); err != nil {
+	if err := checkInOrder(rc.firsts(), e.keys, count); err != nil {
 		t.Error(err)
 	}
 	if names := memory.Paths("outbox/"); len(names) != 0 {

@@ -328,11 +328,11 @@ func (rc *receiver) requests() []request {
 }
 
 // firsts returns the ids in order of their first arrival.
-func (rc *receiver) firsts(accepted func(request) bool) []string {
+func (rc *receiver) firsts() []string {
 	var ids []string
 	seen := map[string]bool{}
 	for _, q := range rc.requests() {
-		if !seen[q.id] && (accepted == nil || accepted(q)) {
+		if !seen[q.id] {
 			seen[q.id] = true
 			ids = append(ids, q.id)
 		}

@@ -190,6 +190,14 @@ func TestSecretsOverlap(t *testing.T) {
 	if n := signatures(start.Add(time.Hour)); n != 1 {
 		t.Errorf("%d signatures after the overlap", n)
 	}
+	third, err := NewSecret(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.SetSecret(third, start, time.Hour)
+	if n := signatures(start); n != 3 {
+		t.Errorf("%d signatures inside two overlaps", n)
+	}
 	h.SetSecret(first, start, 0)
 	if n := signatures(start); n != 1 || h.Secrets[0].Value != first {
 		t.Errorf("%d signatures after a change without overlap", n)

@@ -63,8 +63,8 @@ func ParseSecret(s string) ([]byte, error) {
 }
 
 // SetSecret makes value the one that a receiver should use. Messages are
-// signed with the one before it too until now+overlap. The secret that is
-// current already changes nothing.
+// signed with the one before it too until now+overlap; without an overlap, with
+// no other one. The secret that is current already changes nothing.
 func (h *Hook) SetSecret(value string, now time.Time, overlap time.Duration) {
 	current := Secret{Value: value}
 	if len(h.Secrets) > 0 && h.Secrets[0].Value == value {
@@ -75,7 +75,7 @@ func (h *Hook) SetSecret(value string, now time.Time, overlap time.Duration) {
 		if i == 0 {
 			s.Until = now.Add(overlap)
 		}
-		if s.Value != value && now.Before(s.Until) && len(secrets) < maxSecrets {
+		if s.Value != value && overlap > 0 && now.Before(s.Until) && len(secrets) < maxSecrets {
 			secrets = append(secrets, s)
 		}
 	}

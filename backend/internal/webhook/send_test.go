@@ -284,7 +284,7 @@ func secured(t *testing.T, answers map[string][][]string, configure func(*tls.Co
 	rc := newHandler(r.clock, nil)
 	rc.Server = httptest.NewUnstartedServer(rc)
 	rc.Config.ErrorLog = log.New(io.Discard, "", 0)
-	rc.TLS = &tls.Config{MinVersion: tls.VersionTLS12} //nolint:gosec // some tests lower it
+	rc.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
 	if configure != nil {
 		configure(rc.TLS)
 	}
