@@ -229,6 +229,21 @@ func (c *Claims) offer(ctx context.Context, h *Hook, e *entry) (string, time.Tim
 	return code, entry.Expires, nil
 }
 
+// Peek returns what Redeem would, and redeems nothing: for a caller to make
+// sure that it can hand out the key before the code is used up.
+func (c *Claims) Peek(ctx context.Context, code string) (Claim, error) {
+	path, ok := parseCode(code)
+	if !ok {
+		return Claim{}, ErrClaim
+	}
+	defer c.lock(path)()
+	entry, _, err := c.find(ctx, path)
+	if entry == nil {
+		return Claim{}, err
+	}
+	return entry.claim(), err
+}
+
 // Redeem returns what a code stands for, once. Later calls return it with
 // ErrClaimReused, which is for the caller to raise an alarm and not to answer
 // with. Any other code is ErrClaim. The redemption is written before it is
@@ -240,35 +255,48 @@ func (c *Claims) Redeem(ctx context.Context, code string) (Claim, error) {
 		return Claim{}, ErrClaim
 	}
 	defer c.lock(path)()
-	entry, err := c.get(ctx, path)
-	if err != nil {
-		return Claim{}, fmt.Errorf("read a claim: %w", err)
-	}
-	if entry == nil {
-		return Claim{}, ErrClaim
-	}
-	if !entry.Redeemed.IsZero() {
-		if mine, ok := c.unsure.Get(path.digest); !ok || mine != entry.Redemption {
-			return entry.claim(), ErrClaimReused
-		}
+	entry, written, err := c.find(ctx, path)
+	switch {
+	case entry == nil:
+		return Claim{}, err
+	case err != nil:
+		return entry.claim(), err
+	case written:
 		c.unsure.Remove(path.digest)
 		return entry.claim(), nil
-	}
-	now := c.clock.Now().UTC().Truncate(time.Millisecond)
-	if !now.Before(entry.Expires) {
-		return Claim{}, ErrClaim
 	}
 	mark := make([]byte, 16)
 	if _, err := io.ReadFull(c.rand, mark); err != nil {
 		return Claim{}, fmt.Errorf("redeem a claim: %w", err)
 	}
-	entry.Redeemed, entry.Redemption = now, hex.EncodeToString(mark)
+	entry.Redeemed, entry.Redemption = c.clock.Now().UTC().Truncate(time.Millisecond), hex.EncodeToString(mark)
 	if err := c.put(ctx, path, entry); err != nil {
 		c.unsure.Add(path.digest, entry.Redemption)
 		return Claim{}, fmt.Errorf("redeem a claim: %w", err)
 	}
 	c.unsure.Remove(path.digest)
 	return entry.claim(), nil
+}
+
+// find returns the claim at path if it can be redeemed, and whether a
+// redemption that was never answered is written in it already. With
+// ErrClaimReused it returns the claim too. The caller holds its lock.
+func (c *Claims) find(ctx context.Context, path claimPath) (entry *claimEntry, written bool, err error) {
+	entry, err = c.get(ctx, path)
+	switch {
+	case err != nil:
+		return nil, false, fmt.Errorf("read a claim: %w", err)
+	case entry == nil:
+		return nil, false, ErrClaim
+	case !entry.Redeemed.IsZero():
+		if mine, ok := c.unsure.Get(path.digest); ok && mine == entry.Redemption {
+			return entry, true, nil
+		}
+		return entry, false, ErrClaimReused
+	case !c.clock.Now().Before(entry.Expires):
+		return nil, false, ErrClaim
+	}
+	return entry, false, nil
 }
 
 // Sweep forgets claims a week after their life. It may be called at any time:

@@ -52,6 +52,32 @@ func TestAClaimIsRedeemedOnce(t *testing.T) {
 	}
 }
 
+func TestPeekingRedeemsNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	code, _ := offered(t, r, time.Hour)
+	for range 3 {
+		if c, err := r.redeem.Peek(t.Context(), code); err != nil || c.KeyID != "k1" || c.Version != 3 || !c.Redeemed.IsZero() {
+			t.Errorf("%+v, %v", c, err)
+		}
+	}
+	if _, err := r.redeem.Redeem(t.Context(), code); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := r.redeem.Peek(t.Context(), code); !errors.Is(err, ErrClaimReused) || c.KeyID != "k1" {
+		t.Errorf("%+v, %v", c, err)
+	}
+	for _, text := range []string{"", code[:len(code)-1], claimPrefix + "20513_" + base64.RawURLEncoding.EncodeToString([]byte(long(32)))} {
+		if _, err := r.redeem.Peek(t.Context(), text); !errors.Is(err, ErrClaim) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	r.faulty.Inject(storetest.Fault{At: 1})
+	if _, err := r.redeem.Peek(t.Context(), code); !errors.Is(err, storetest.ErrInjected) {
+		t.Error(err)
+	}
+}
+
 func TestAClaimIsRedeemedOnceByManyAtATime(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

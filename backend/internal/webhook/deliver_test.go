@@ -450,6 +450,12 @@ func TestBadEventsDoNotStopOthers(t *testing.T) {
 			t.Errorf("%q of type %q: %v", e.ID, e.Type, err)
 		}
 	}
+	// A failure of storage is not mistaken for one that does not pass.
+	r.faulty.Inject(storetest.Fault{At: 1})
+	if err := r.Enqueue(t.Context(), Event{ID: "bad"}, event("k5", 1)); errors.Is(err, ErrBadEvent) || !errors.Is(err, storetest.ErrInjected) {
+		t.Errorf("both failures: %v", err)
+	}
+	r.faulty.Heal()
 	last := event("k3", math.MaxUint64)
 	last.Data = map[string]any{"reason": long(maxData), "key_id": "somebody else"}
 	odd := event("k4", 1)

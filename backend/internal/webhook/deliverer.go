@@ -303,12 +303,12 @@ func (d *Deliverer) Enqueue(ctx context.Context, events ...Event) error {
 		encoded func() ([]byte, error)
 	}
 	list := make([]prepared, 0, len(events))
-	var errs []error
+	var bad, errs []error
 	for i := range events {
 		e := &events[i]
 		id, err := e.stream()
 		if err != nil {
-			errs = append(errs, err)
+			bad = append(bad, err)
 			continue
 		}
 		list = append(list, prepared{e, id, sync.OnceValues(func() ([]byte, error) { return newEntry(e) })})
@@ -321,6 +321,9 @@ func (d *Deliverer) Enqueue(ctx context.Context, events ...Event) error {
 				break
 			}
 		}
+	}
+	if len(errs) == 0 {
+		errs = bad
 	}
 	return errors.Join(errs...)
 }
