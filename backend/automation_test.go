@@ -381,7 +381,7 @@ func TestAJobThatRunsIsNotStartedAgain(t *testing.T) {
 func TestSweep(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	m.role(object{"rotation_period": "1h", "overlap_period": "30m"})
+	m.role(object{"rotation_period": "1h", "overlap_period": "30m", "notify_before": 0, "reminders": []any{}})
 	m.key("acme", nil)
 	m.key("bcme", nil)
 	m.clock.Advance(time.Hour - time.Second)

@@ -213,7 +213,7 @@ func TestUnknownFieldsAreRefused(t *testing.T) {
 	for _, path := range m.Paths {
 		url := target(path.Pattern, leasedID)
 		for op := range path.Operations {
-			if path.Pattern == "^verify$" {
+			if lenientPaths[strings.Trim(path.Pattern, "^$")] {
 				continue
 			}
 			m.refused(badStatus, sent(op), url, object{"nonsense": "x"}, `"nonsense" is not a field`)

@@ -54,6 +54,7 @@ func openBench(tb testing.TB, memory *storetest.Memory, c *clock.Manual) *bench 
 	if err := b.Initialize(tb.Context(), &logical.InitializationRequest{Storage: storage}); err != nil {
 		tb.Fatalf("initialize: %v", err)
 	}
+	b.opened().telling.Stop(clock.System().After) // so that tell does it when it is wanted
 	return &bench{Backend: b, tb: tb, clock: c, memory: memory, storage: storage}
 }
 
@@ -99,6 +100,14 @@ func (m *bench) read(path string) map[string]any {
 		m.tb.Fatalf("read %s: %v, %v", path, resp, err)
 	}
 	return resp.Data
+}
+
+// tell tells of all that waits to be told.
+func (m *bench) tell() {
+	m.tb.Helper()
+	if err := m.opened().watch.tell(m.tb.Context()); err != nil {
+		m.tb.Fatal(err)
+	}
 }
 
 // verify checks a key and its verdict.
@@ -250,6 +259,11 @@ func costs(tb testing.TB, n int) []cost {
 	worst("rotate, role without automatic rotation", writes(5), func(int) { c.Advance(7 * time.Minute) }, func(i int) { m.write(fmt.Sprintf("rotate/manual-%d", i), nil) })
 
 	key := m.create("checked", "partner")
+	// The first use of a version is noted in the history of its key.
+	m.storage.Reset()
+	m.verify(key, "VALID")
+	m.tell()
+	add("verify, the first of a version", writes(1), m.storage.Total())
 	worst("verify, cached", nothing, nil, func(int) { m.verify(key, "VALID") })
 	items := make([]any, 100)
 	for i := range items {

@@ -315,6 +315,7 @@ func TestHistoryTellsWhoWhenAndWhy(t *testing.T) {
 		got = append(got, fmt.Sprintf("%v %v %v %v %v", e["time"], e["type"], e["version"], e["actor"], e["reason"]))
 	}
 	want := []string{
+		"2026-01-05T01:02:00Z rollover.completed 1 periodic <nil>",
 		"2026-01-05T01:02:00Z version.retired 1 periodic <nil>",
 		"2026-01-05T00:01:00Z version.activated 2 token-alice a laptop was lost",
 		"2026-01-05T00:01:00Z version.retiring 1 token-alice a laptop was lost",

@@ -81,7 +81,32 @@ func newMountOn(t *testing.T, memory *storetest.Memory, storage logical.Storage,
 	if err := m.Initialize(t.Context(), &logical.InitializationRequest{Storage: storage}); err != nil {
 		t.Fatalf("initialize: %v", err)
 	}
+	m.quiet()
 	return m
+}
+
+// quiet stops the worker that tells of what verification saw, so that tell
+// does it when the test wants it.
+func (m *mount) quiet() {
+	if e := m.opened(); e != nil && e.telling != nil {
+		e.telling.Stop(clock.System().After)
+	}
+}
+
+// tell tells of all that waits to be told.
+func (m *mount) tell() {
+	m.t.Helper()
+	if err := m.engineNow().watch.tell(m.t.Context()); err != nil {
+		m.t.Fatalf("tell: %v", err)
+	}
+}
+
+// flush stores what was counted.
+func (m *mount) flush() {
+	m.t.Helper()
+	if err := m.engineNow().watch.flush(m.t.Context()); err != nil {
+		m.t.Fatalf("flush: %v", err)
+	}
 }
 
 // newIdleMount is newMountOn without the initialization.
@@ -460,6 +485,7 @@ func (m *mount) tick() {
 	if err := m.engineNow().bulk.Run(m.t.Context()); err != nil {
 		m.t.Fatalf("jobs: %v", err)
 	}
+	m.tell()
 }
 
 // pass lets d pass in minutes with a tick each.

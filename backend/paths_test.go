@@ -44,6 +44,15 @@ var published = map[string][]logical.Operation{
 	"sweep":                 {logical.UpdateOperation},
 	"info":                  {logical.ReadOperation},
 	"metrics":               {logical.ReadOperation},
+	"usage":                 {logical.UpdateOperation},
+	"usage/:name":           {logical.ReadOperation},
+	"confirm/:name":         {logical.UpdateOperation},
+	"rollovers/":            {logical.ListOperation},
+	"rollovers/:name":       {logical.ReadOperation},
+	"webhooks/":             {logical.ListOperation},
+	"webhooks/:name":        {logical.CreateOperation, logical.UpdateOperation, logical.PatchOperation, logical.ReadOperation, logical.DeleteOperation},
+	"webhooks/:name/test":   {logical.UpdateOperation},
+	"claim":                 {logical.UpdateOperation},
 }
 
 // plainReads may be answered by any node: they read metadata that is stored.
@@ -157,7 +166,7 @@ func checkFields(t *testing.T, what string, all map[string]*framework.FieldSchem
 		if !strings.HasSuffix(field.Description, ".") {
 			t.Errorf("%s: field %s is described as %q", what, name, field.Description)
 		}
-		if secretive := name == fieldAPIKey || name == fieldImportKey; secretive != (field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive) {
+		if secretive := name == fieldAPIKey || name == fieldImportKey || name == fieldSecret || name == "code" && what == claimPattern; secretive != (field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive) {
 			t.Errorf("%s: field %s is wrongly marked as sensitive or not", what, name)
 		}
 	}
@@ -273,12 +282,13 @@ func TestInfo(t *testing.T) {
 func TestOnlyTheMountsKeysAreSealWrapped(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
+	m.write("webhooks/hook", object{"url": "https://example.com/hook"})
 	for _, prefix := range m.SpecialPaths().SealWrapStorage {
 		if !strings.HasSuffix(prefix, "/") || len(m.memory.Paths(prefix)) == 0 {
 			t.Errorf("seal wrapping of %q wraps nothing", prefix)
 		}
 	}
-	if len(m.SpecialPaths().Unauthenticated) > 0 || len(m.SpecialPaths().Root) > 0 {
-		t.Error("there are unauthenticated or root paths")
+	if open := m.SpecialPaths().Unauthenticated; !slices.Equal(open, []string{"claim"}) || len(m.SpecialPaths().Root) > 0 {
+		t.Errorf("unauthenticated are %q", open)
 	}
 }
