@@ -260,7 +260,8 @@ func checkReceiver(t *testing.T, args []string) {
 	}
 	url = strings.TrimSpace(url)
 	const secret, other = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
-	sign := func(secret, id, body string, at time.Time) string {
+	const body = `{"type":"webhook.test","timestamp":"2026-01-01T12:00:00Z","data":{"webhook":"é"}}`
+	sign := func(secret, id string, at time.Time) string {
 		wh, err := standardwebhooks.NewWebhook(secret)
 		if err != nil {
 			t.Fatal(err)
@@ -289,20 +290,19 @@ func checkReceiver(t *testing.T, args []string) {
 			t.Errorf("%s: status %d, want %d", what, res.StatusCode, want)
 		}
 	}
-	const body = `{"type":"webhook.test","timestamp":"2026-01-01T12:00:00Z","data":{"webhook":"é"}}`
 	now := time.Now()
-	send("without a secret", "a_1", body, sign(secret, "a_1", body, now), now, http.StatusServiceUnavailable)
+	send("without a secret", "a_1", body, sign(secret, "a_1", now), now, http.StatusServiceUnavailable)
 	if err := os.WriteFile(filepath.Join(work, "webhook-secret"), []byte(secret), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	send("a good message", "a_1", body, sign(secret, "a_1", body, now), now, http.StatusNoContent)
-	send("its repetition", "a_1", body, sign(secret, "a_1", body, now), now, http.StatusNoContent)
-	send("two signatures", "a_2", body, sign(other, "a_2", body, now)+" "+sign(secret, "a_2", body, now), now, http.StatusNoContent)
-	send("another secret", "a_3", body, sign(other, "a_3", body, now), now, http.StatusUnauthorized)
-	send("another id", "a_3", body, sign(secret, "a_4", body, now), now, http.StatusUnauthorized)
-	send("another body", "a_3", body+" ", sign(secret, "a_3", body, now), now, http.StatusUnauthorized)
+	send("a good message", "a_1", body, sign(secret, "a_1", now), now, http.StatusNoContent)
+	send("its repetition", "a_1", body, sign(secret, "a_1", now), now, http.StatusNoContent)
+	send("two signatures", "a_2", body, sign(other, "a_2", now)+" "+sign(secret, "a_2", now), now, http.StatusNoContent)
+	send("another secret", "a_3", body, sign(other, "a_3", now), now, http.StatusUnauthorized)
+	send("another id", "a_3", body, sign(secret, "a_4", now), now, http.StatusUnauthorized)
+	send("another body", "a_3", body+" ", sign(secret, "a_3", now), now, http.StatusUnauthorized)
 	old := now.Add(-10 * time.Minute)
-	send("an old message", "a_3", body, sign(secret, "a_3", body, old), old, http.StatusUnauthorized)
+	send("an old message", "a_3", body, sign(secret, "a_3", old), old, http.StatusUnauthorized)
 	send("no signature", "a_3", body, "", now, http.StatusUnauthorized)
 
 	events, err := os.Open(filepath.Join(work, "events.log"))

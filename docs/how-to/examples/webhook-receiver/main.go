@@ -86,7 +86,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := os.WriteFile("receiver.url", []byte("http://"+l.Addr().String()+"/\n"), 0o600); err != nil {
+	if err := os.WriteFile("receiver.url", []byte("http://"+l.Addr().String()+"/\n"), 0o600); err != nil { //nolint:gosec // the path is fixed
 		log.Fatal(err)
 	}
 	server := &http.Server{Handler: &receiver{seen: map[string]bool{}}, ReadTimeout: 15 * time.Second}
