@@ -264,7 +264,9 @@ func (b *Backend) verifyOne(ctx context.Context, c *call, p presented) (*verdict
 		b.metrics.Unknown(keyring.CodeNotFound)
 		return refused(keyring.CodeNotFound), nil
 	}
-	c.watch.used(now, k, verdict, usage.SourceName(c.caller(), p.source))
+	if countsUse {
+		c.watch.used(now, k, verdict, usage.SourceName(c.caller(), p.source))
+	}
 	b.metrics.Verified(k.Role, verdict.Code)
 	return answerOf(k, verdict, now), nil
 }

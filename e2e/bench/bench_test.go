@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -40,12 +41,15 @@ const (
 
 	// The budgets: verify through Vault against a path of the same plugin that
 	// does nothing, and keys per second in batches against one by one.
-	leastOfNoOp  = 0.9
-	leastByBatch = 25
+	// Verify that counts use must reach leastOfUncounted of one that does not.
+	leastOfNoOp      = 0.9
+	leastByBatch     = 25
+	leastOfUncounted = 0.9
 )
 
 // target is a dev server with the engine and its keys.
 type target struct {
+	srv         *harness.Server
 	addr, token string
 	client      *http.Client
 	keys        []string
@@ -55,8 +59,25 @@ type target struct {
 func start(b *testing.B) *target {
 	b.Helper()
 	harness.Binary(b) // skip before the build
+	t := serve(b, harness.StartDev(b, harness.Options{LogLevel: "error"}))
+	t.mount(b, "apikeys", harness.PluginName)
+	t.keys = t.makeKeys(b, "apikeys")
+	return t
+}
+
+func serve(b *testing.B, srv *harness.Server) *target {
+	t := &target{srv: srv, addr: srv.Addr, token: srv.RootToken, client: &http.Client{Transport: &http.Transport{
+		MaxConnsPerHost: connections, MaxIdleConnsPerHost: connections, DisableCompression: true,
+	}}}
+	b.Cleanup(t.client.CloseIdleConnections)
+	return t
+}
+
+// mount builds ./plugin with tags, registers it under a name, and mounts it.
+func (t *target) mount(b *testing.B, path, name string, tags ...string) {
+	b.Helper()
 	bin := filepath.Join(b.TempDir(), "plugin")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "./plugin")
+	build := exec.Command("go", "build", "-trimpath", "-tags", strings.Join(tags, ","), "-ldflags", "-s -w", "-o", bin, "./plugin")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		b.Fatalf("build the plugin: %v\n%s", err, out)
@@ -66,18 +87,19 @@ func start(b *testing.B) *target {
 		b.Fatal(err)
 	}
 	sum := sha256.Sum256(content)
-	srv := harness.StartDev(b, harness.Options{LogLevel: "error"})
-	srv.RegisterPlugin(b, harness.PluginName, "", bin, hex.EncodeToString(sum[:]))
-	srv.EnableEngine(b, "apikeys", harness.PluginName)
-	t := &target{addr: srv.Addr, token: srv.RootToken, client: &http.Client{Transport: &http.Transport{
-		MaxConnsPerHost: connections, MaxIdleConnsPerHost: connections, DisableCompression: true,
-	}}}
-	b.Cleanup(t.client.CloseIdleConnections)
-	if _, err := srv.Client.Logical().Write("apikeys/roles/partner", map[string]any{"prefix": "tm_live", "scopes": "orders:read,orders:write"}); err != nil {
+	t.srv.RegisterPlugin(b, name, "", bin, hex.EncodeToString(sum[:]))
+	t.srv.EnableEngine(b, path, name)
+}
+
+// makeKeys makes the keys of a mount, and returns them.
+func (t *target) makeKeys(b *testing.B, path string) []string {
+	b.Helper()
+	if _, err := t.srv.Client.Logical().Write(path+"/roles/partner", map[string]any{"prefix": "tm_live", "scopes": "orders:read,orders:write"}); err != nil {
 		b.Fatal(err)
 	}
+	var keys []string
 	for i := range clients {
-		made, err := srv.Client.Logical().Write(fmt.Sprintf("apikeys/keys/client-%d", i), map[string]any{"role": "partner"})
+		made, err := t.srv.Client.Logical().Write(fmt.Sprintf("%s/keys/client-%d", path, i), map[string]any{"role": "partner"})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -85,9 +107,9 @@ func start(b *testing.B) *target {
 		if !ok {
 			b.Fatal("a new key without api_key")
 		}
-		t.keys = append(t.keys, key)
+		keys = append(keys, key)
 	}
-	return t
+	return keys
 }
 
 // load is one kind of request: bodies that are sent in turn to a path.
@@ -113,8 +135,12 @@ func body(b *testing.B, v any) []byte {
 
 // single checks one key with each request.
 func (t *target) single(b *testing.B, path, wants string, requests int) load {
+	return singleOf(b, t.keys, path, wants, requests)
+}
+
+func singleOf(b *testing.B, keys []string, path, wants string, requests int) load {
 	l := load{path: path, wants: []byte(wants), keys: 1, requests: requests, connections: connections}
-	for _, key := range t.keys {
+	for _, key := range keys {
 		l.bodies = append(l.bodies, body(b, map[string]string{"api_key": key, "source": "eu-1"}))
 	}
 	return l
@@ -234,6 +260,25 @@ func BenchmarkVerifyAgainstFloor(b *testing.B) {
 	t := start(b)
 	t.report(b, "verify against an answer before the engine looks at the request, requests per second over 16 connections",
 		t.single(b, "apikeys/verify", `"valid":true`, 400), t.single(b, "apikeys/floor", `"ok":true`, 400), 0)
+}
+
+// BenchmarkVerifyAgainstUncounted is what counting use by key, version and
+// source costs: the same engine beside it, built without it.
+func BenchmarkVerifyAgainstUncounted(b *testing.B) {
+	t := start(b)
+	t.mount(b, "uncounted", "apikeys-uncounted", "apikeys_uncounted")
+	uncounted := t.makeKeys(b, "uncounted")
+	t.report(b, "verify that counts use against one that does not, requests per second over 16 connections",
+		t.single(b, "apikeys/verify", `"valid":true`, 400), singleOf(b, uncounted, "uncounted/verify", `"valid":true`, 400), leastOfUncounted)
+	for path, counts := range map[string]bool{"apikeys": true, "uncounted": false} {
+		use, err := t.srv.Client.Logical().Read(path + "/usage/client-0")
+		if err != nil {
+			b.Fatal(err)
+		}
+		if versions, _ := use.Data["versions"].(map[string]any); (len(versions) > 0) != counts {
+			b.Errorf("%s counts the use of %d versions", path, len(versions))
+		}
+	}
 }
 
 // BenchmarkBatchAgainstSingle is what a caller gains who sends its keys in

@@ -4,6 +4,8 @@
 // what verify costs is measured against: noop, a path as the engine's others
 // are, which takes the fields of verify and does nothing with them, and floor,
 // which is answered before the engine looks at the request.
+//
+// Built with the tag apikeys_uncounted, verify does not count use.
 package main
 
 import (
