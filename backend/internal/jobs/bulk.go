@@ -157,6 +157,7 @@ func (b *Bulk) newJob(kind, role string) (*Job, error) {
 
 func (b *Bulk) begin(ctx context.Context, id string, job *Job) error {
 	if err := b.keeper.Store.PutWork(ctx, id, job); err != nil {
+		b.jobs = nil // storage knows whether it was written
 		return err
 	}
 	b.jobs[id] = job
@@ -295,6 +296,7 @@ func (b *Bulk) finish(ctx context.Context, id string, job *Job) error {
 	job.State = JobFinished
 	job.Finished = b.keeper.Store.Now()
 	if err := b.keeper.Store.FinishWork(ctx, id, job); err != nil {
+		b.jobs = nil // storage knows how far that went
 		return err
 	}
 	delete(b.jobs, id)

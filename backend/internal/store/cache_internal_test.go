@@ -4,6 +4,7 @@ package store
 
 import (
 	"testing"
+	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 )
@@ -13,10 +14,9 @@ import (
 func TestACacheIsBoundedByWeight(t *testing.T) {
 	t.Parallel()
 	const share = 100 // of each stripe
-	c := newCache[int](share*cacheStripes, func(weight int) int { return weight })
+	c := newCache[int](share*cacheStripes, func(weight int) int { return weight }, func() time.Duration { return 0 })
 	put := func(key, weight int) {
-		stored, _ := c.writing(key)
-		stored(weight)
+		c.writing(key).stored(weight)
 	}
 	for round := range 50 {
 		for key := range 2000 {

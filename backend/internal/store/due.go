@@ -88,6 +88,11 @@ func (d *dueIndex) file(ctx context.Context, id string, due time.Time, filed int
 	if due.IsZero() {
 		return 0, nil
 	}
+	ctx, cancel, err := detach(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer cancel()
 	first := max(minuteOf(due), now.Unix()/60+1)
 	if d.stays(filed, first) {
 		return filed, nil

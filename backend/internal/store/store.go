@@ -73,6 +73,8 @@ type Store struct {
 
 	configMu sync.Mutex
 	config   *Config
+	// configDoubt is until when a failed write of it may still take effect.
+	configDoubt time.Duration
 
 	due *dueIndex
 	// OnLost, where set before first use, is told of keys that were loaded and
@@ -102,10 +104,10 @@ func Open(ctx context.Context, storage logical.Storage, c clock.Clock, rand io.R
 
 		pointerLocks: locksutil.CreateLocks(),
 	}
-	s.keys = newCache[string](keyCacheBytes, keyBytes)
-	s.names = newCache[string](nameCacheSize, one[string])
-	s.roles = newCache[string](roleCacheSize, one[*role.Role])
-	s.imported = newCache[token.Digest](importedCacheSize, one[string])
+	s.keys = newCache[string](keyCacheBytes, keyBytes, c.Elapsed)
+	s.names = newCache[string](nameCacheSize, one[string], c.Elapsed)
+	s.roles = newCache[string](roleCacheSize, one[*role.Role], c.Elapsed)
+	s.imported = newCache[token.Digest](importedCacheSize, one[string], c.Elapsed)
 	if err := s.openMount(ctx, rand, writable); err != nil {
 		return nil, err
 	}
@@ -192,7 +194,33 @@ func (s *Store) get(ctx context.Context, path string, v any) (bool, error) {
 	return true, nil
 }
 
+// writeTime bounds the writes of one transition. Vault gives up a request
+// after 90 seconds; storage that takes half a minute is as good as down.
+const writeTime = 30 * time.Second
+
+type detachedKey struct{}
+
+// detach returns the context for the writes of a transition: it does not end
+// with the request or the worker that asked for it. Over gRPC a Put whose
+// context ends returns at once, while Vault goes on writing; the two would
+// then disagree. Nothing is begun for a caller who is gone already.
+func detach(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, fmt.Errorf("nothing was written: %w", err)
+	}
+	if ctx.Value(detachedKey{}) != nil {
+		return ctx, func() {}, nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
+	return context.WithValue(ctx, detachedKey{}, true), cancel, nil
+}
+
 func (s *Store) put(ctx context.Context, path string, v any) error {
+	ctx, cancel, err := detach(ctx)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", kindOf(path), err)
+	}
+	defer cancel()
 	data, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", kindOf(path), err)
@@ -204,6 +232,11 @@ func (s *Store) put(ctx context.Context, path string, v any) error {
 }
 
 func (s *Store) remove(ctx context.Context, path string) error {
+	ctx, cancel, err := detach(ctx)
+	if err != nil {
+		return fmt.Errorf("delete %s: %w", kindOf(path), err)
+	}
+	defer cancel()
 	if err := s.storage.Delete(ctx, path); err != nil {
 		return fmt.Errorf("delete %s: %w", kindOf(path), err)
 	}
