@@ -99,7 +99,7 @@ var roleSchema = map[string]roleField{
 	"rotation_window":            roleDuration("How long after its scheduled time a rotation may still happen; later it waits for the next one. 0 is any time. Only with rotation_schedule.", func(r *role.Role) *time.Duration { return &r.RotationWindow }),
 	"disable_automated_rotation": roleBool("Stops automatic rotation without forgetting its schedule.", func(r *role.Role) *bool { return &r.DisableAutomatedRotation }),
 	"rotation_jitter":            roleInt("Spreads rotations by up to so many percent of the period, from 0 to 50, fixed for each key.", func(r *role.Role) *int { return &r.RotationJitter }),
-	fieldOverlapPeriod:           roleDuration("How long a superseded version is still accepted. Automatic rotation needs at least 5m, or 0 for none.", func(r *role.Role) *time.Duration { return &r.OverlapPeriod }),
+	fieldOverlapPeriod:           roleDuration("How long a superseded version is still accepted. Automatic rotation needs at least 5m, or 0 for none. For as long after a change as clients may sleep by the former refresh_interval, rotations by schedule or of a whole role accept it until they have woken, or wait for that where max_overlap_period leaves no room.", func(r *role.Role) *time.Duration { return &r.OverlapPeriod }),
 	"max_overlap_period":         roleDuration("The most that an overlap can be, extensions included, counted from the promotion that began it.", func(r *role.Role) *time.Duration { return &r.MaxOverlapPeriod }),
 	"extend_until_drained":       roleBool("Accepts a superseded version until it is no longer used, at most for max_overlap_period.", func(r *role.Role) *bool { return &r.ExtendUntilDrained }),
 	"drain_quiet_period":         roleDuration("How long a version must be unused to count as drained.", func(r *role.Role) *time.Duration { return &r.DrainQuietPeriod }),
@@ -262,6 +262,9 @@ func (b *Backend) saveRole(ctx context.Context, c *call, create bool) (*logical.
 	}
 	if err := next.Validate(); err != nil {
 		return nil, badInput("%s", err)
+	}
+	if old != nil {
+		next.Succeed(old, c.store.Now())
 	}
 	moved := old != nil && !old.SameSchedule(next)
 	if moved {

@@ -109,7 +109,7 @@ func (c *call) warnShortOverlap(m *lifecycle.Made) {
 		return
 	}
 	left := former.AcceptedUntil.Sub(former.SupersededTime)
-	if told := m.Role.Refresh(); left < told {
+	if told := m.Role.RefreshTold(former.SupersededTime); left < told {
 		c.warn(fmt.Sprintf("version %d is accepted for another %s only, and clients were told to look for a new one every %s: those that have not will be refused",
 			former.Number, left.Round(time.Second), told))
 	}

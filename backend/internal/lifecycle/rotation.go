@@ -38,6 +38,21 @@ func (w RotateWish) options(r *role.Role) keyring.RotateOptions {
 	return o
 }
 
+// unattended is options for a rotation that nobody watches, at now: its
+// overlap is not over before clients wake that were told to sleep for longer
+// than the role says now. Where that is not possible, wait is when they have
+// woken. Whoever asks for an overlap is taken at his word.
+func (w RotateWish) unattended(r *role.Role, now time.Time) (o keyring.RotateOptions, wait time.Time) {
+	o = w.options(r)
+	if w.Overlap == nil {
+		o.Overlap, wait = r.OverlapFor(now.Add(o.ActivationDelay))
+		if !wait.IsZero() {
+			wait = wait.Add(-o.ActivationDelay)
+		}
+	}
+	return o, wait
+}
+
 // parameters is a digest of all that was asked, to tell a replay from another
 // request that reuses its id.
 func (w RotateWish) parameters(reason string) string {
@@ -307,7 +322,13 @@ func (kp *Keeper) rotateIfDue(k *keyring.Key, r *role.Role, cause keyring.Cause)
 			return next, nil
 		}
 	}
-	next, _, err := kp.rotate(k, r, RotateWish{}.options(r), cause)
+	o, wait := RotateWish{}.unattended(r, cause.Now)
+	if _, ok := k.Active(); ok && wait.After(cause.Now) {
+		next := k.Clone()
+		next.RotateAt = wait
+		return next, nil
+	}
+	next, _, err := kp.rotate(k, r, o, cause)
 	var refusal *keyring.Refusal
 	if errors.As(err, &refusal) {
 		return k.Block(cause, refusal.Text, kp.retryAfter(k, cause.Now)), nil
@@ -387,7 +408,12 @@ func (kp *Keeper) RotateForJob(ctx context.Context, id, job string, cause keyrin
 			return k, nil
 		}
 		cause.Now = now
-		next, _, err := kp.rotate(k, r, wish.options(r), cause)
+		o, wait := wish.unattended(r, k.Now(now))
+		if !wait.IsZero() {
+			return nil, &keyring.Refusal{Rule: keyring.ErrOverlapTooLong, Text: fmt.Sprintf(
+				"clients of %s may sleep until %s, as the role told them before it was changed, and its overlap_period would be over before: rotate then, or give overlap_period", k.Label(), wait.UTC().Format(time.RFC3339))}
+		}
+		next, _, err := kp.rotate(k, r, o, cause)
 		if err != nil {
 			return nil, err
 		}

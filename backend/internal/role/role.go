@@ -71,6 +71,12 @@ type Role struct {
 	LeakResponse    string            `json:"leak_response"`
 	CustomMetadata  map[string]string `json:"custom_metadata,omitempty"`
 
+	// RefreshFormer is how often clients were told to look before a write told
+	// them to look more often. They may still sleep by it until
+	// RefreshFormerUntil.
+	RefreshFormer      time.Duration `json:"refresh_former,omitempty"`
+	RefreshFormerUntil time.Time     `json:"refresh_former_until,omitzero"`
+
 	// Revision grows with each write, so that a job can tell which one it
 	// was started for.
 	Revision int `json:"revision,omitempty"`
@@ -167,6 +173,53 @@ func (r *Role) Refresh() time.Duration {
 		return time.Minute
 	}
 	return max(time.Second, min(time.Hour, (r.OverlapPeriod/4).Truncate(time.Second)))
+}
+
+// RefreshTold is the longest that a client which looks again when it was told
+// to may sleep at now: Refresh, or what that was before a write shortened it.
+func (r *Role) RefreshTold(now time.Time) time.Duration {
+	if now.Before(r.RefreshFormerUntil) {
+		return max(r.RefreshFormer, r.Refresh())
+	}
+	return r.Refresh()
+}
+
+// Succeed makes r the role that takes the place of former at now: clients that
+// asked just before may sleep by what former told them. That matters where r
+// tells them to look more often, and where its keys can rotate earlier than
+// they were told and with an overlap that is over before they wake.
+func (r *Role) Succeed(former *Role, now time.Time) {
+	told := former.RefreshTold(now)
+	sooner := former.Schedule() != r.Schedule() || r.ActivationDelay < former.ActivationDelay
+	if told <= r.Refresh() && (told <= r.OverlapPeriod || !sooner) {
+		return
+	}
+	until := now.Add(former.Refresh())
+	if former.RefreshFormerUntil.After(until) {
+		until = former.RefreshFormerUntil
+	}
+	r.RefreshFormer, r.RefreshFormerUntil = told, until
+}
+
+// wakeSlack is how much longer than its ttl a client sleeps: Vault Agent adds
+// a second, and a ttl is rounded up to whole seconds.
+const wakeSlack = 2 * time.Second
+
+// OverlapFor is the overlap of a rotation that nobody watches, where the
+// version that it makes becomes active at the given time: overlap_period, or
+// longer where clients may sleep until later by what they were told before a
+// write of the role. Where max_overlap_period or max_accepted_versions leave
+// no room for that, wait is when they have woken; it is zero otherwise.
+func (r *Role) OverlapFor(active time.Time) (overlap time.Duration, wait time.Time) {
+	awake := r.RefreshFormerUntil.Add(wakeSlack)
+	if r.OverlapPeriod >= r.RefreshFormer+wakeSlack || !active.Before(awake) {
+		return r.OverlapPeriod, time.Time{}
+	}
+	asleep := (awake.Sub(active) + time.Second - 1).Truncate(time.Second)
+	if asleep > r.MaxOverlapPeriod || r.MaxAcceptedVersions == 1 {
+		return r.OverlapPeriod, awake
+	}
+	return max(r.OverlapPeriod, asleep), time.Time{}
 }
 
 // Notify is notify_before, or its default: a tenth of the interval.
