@@ -17,9 +17,11 @@ const Schema = 1
 
 const (
 	// RetainLimit is how many versions a key has at most, compromised ones and
-	// those that are accepted aside, however many fall into a rollback window:
-	// about 250 KB, a quarter of what Raft storage takes as one entry.
+	// those that are accepted aside, however many fall into a rollback window.
 	RetainLimit = 400
+	// EntryLimit is about how many bytes the entry of a key has at most, on the
+	// same terms: half of what Raft storage takes as one entry.
+	EntryLimit = 512 << 10
 	// HistoryLimit is the number of transitions that a key remembers.
 	HistoryLimit = 100
 	// RequestLimit is the number of request ids that a key remembers.
@@ -64,8 +66,6 @@ type Key struct {
 	// NextTick is the minute since 1970 under which the key is filed in the
 	// due index, 0 where nothing is due.
 	NextTick int64 `json:"next_tick,omitempty"`
-	// Failures counts failed attempts of the periodic function in a row.
-	Failures int `json:"failures,omitempty"`
 	// Recorded is the latest time of any transition. Time never runs below it.
 	Recorded time.Time `json:"recorded,omitzero"`
 
@@ -316,11 +316,84 @@ func (k *Key) Record(c Cause, t EventType, version int, detail string) {
 
 // prune drops the oldest ended versions beyond keep, but never the newest
 // version (its number must not be given out again), one that can be restored
-// or one that is compromised. Beyond RetainLimit a rollback window does not
-// protect any more: the entry of a key must fit Vault's storage.
+// or one that is compromised. Beyond RetainLimit or EntryLimit a rollback
+// window does not protect any more: the entry of a key must fit Vault's
+// storage. The scopes of what has ended for good, which allow nothing, go
+// before that.
 func (k *Key) prune(now time.Time, keep int) {
 	k.drop(keep, func(v *Version) bool { return !now.Before(v.RestorableUntil) })
 	k.drop(RetainLimit, func(*Version) bool { return true })
+	over := k.size() - EntryLimit
+	for i := 0; i < len(k.Versions) && over > 0; i++ {
+		if v := &k.Versions[i]; v.State == StateRevoked || v.State == StateCompromised {
+			over -= textSize(v.OverlapScopes) + textSize(v.PlannedScopes)
+			v.OverlapScopes, v.PlannedScopes = nil, nil
+		}
+	}
+	for i := 0; i < len(k.Versions)-1 && over > 0; {
+		v := &k.Versions[i]
+		if !v.prunable() {
+			i++
+			continue
+		}
+		over -= v.size()
+		k.Versions = slices.Delete(k.Versions, i, i+1)
+	}
+}
+
+// The bytes that the stored form takes beside its texts, rounded up: names of
+// fields, numbers and times.
+const (
+	keyOverhead     = 1024
+	versionOverhead = 640
+	eventOverhead   = 160
+	requestOverhead = 160
+)
+
+// size is about how many bytes the entry of the key takes, rather more than
+// less.
+func (k *Key) size() int {
+	n := keyOverhead + len(k.Blocked) + textSize(k.BoundCIDRs)
+	if k.Scopes != nil {
+		n += textSize(*k.Scopes)
+	}
+	for name, value := range k.CustomMetadata {
+		n += textSize([]string{name, value})
+	}
+	for i := range k.Versions {
+		n += k.Versions[i].size()
+	}
+	for i := range k.History {
+		e := &k.History[i]
+		n += eventOverhead + textSize([]string{e.Actor, e.Reason, e.Detail})
+	}
+	for i := range k.Requests {
+		n += requestOverhead + textSize([]string{k.Requests[i].ID})
+	}
+	return n + extraSize(k.extra)
+}
+
+func (v *Version) size() int {
+	return versionOverhead + len(v.Sealed)*4/3 + textSize(v.PlannedScopes) + textSize(v.OverlapScopes) +
+		textSize([]string{v.Reason}) + extraSize(v.extra)
+}
+
+// textSize is about what texts take in JSON: a quote may become two characters,
+// and those that take more are rare.
+func textSize(texts []string) int {
+	n := 0
+	for _, text := range texts {
+		n += len(text) + len(text)/4 + 4
+	}
+	return n
+}
+
+func extraSize(extra jsonkeep.Extra) int {
+	n := 0
+	for name, raw := range extra {
+		n += len(name) + len(raw) + 4
+	}
+	return n
 }
 
 // drop removes the oldest prunable versions beyond keep that may go.

@@ -494,7 +494,7 @@ func TestAPostponedKeyIsTakenUpAgain(t *testing.T) {
 	}
 	for range 3 {
 		later := w.clock.Now().Add(time.Hour)
-		if err := w.keeper.Store.Postpone(t.Context(), id, minute, later); err != nil {
+		if _, err := w.keeper.Store.Postpone(t.Context(), id, minute, later); err != nil {
 			t.Fatal(err)
 		}
 		w.clock.Advance(time.Hour)

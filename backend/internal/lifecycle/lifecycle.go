@@ -237,7 +237,6 @@ func (kp *Keeper) commit(ctx context.Context, before, after *keyring.Key, r *rol
 	if after.Recorded.Before(now) {
 		after.Recorded = now
 	}
-	after.Failures = 0
 	return kp.Store.CommitKey(ctx, before, after, kp.due(after, r, now))
 }
 

@@ -165,7 +165,7 @@ func TestConcurrentReadersAndWriters(t *testing.T) {
 			k := w.key(id)
 			for i := 1; i <= 200; i++ {
 				next := k.Clone()
-				next.Failures = i
+				next.RotateAt = minutes(i)
 				if err := w.store.CommitKey(t.Context(), k, next, minutes(5)); err != nil {
 					t.Error(err)
 					return
@@ -187,8 +187,8 @@ func TestConcurrentReadersAndWriters(t *testing.T) {
 						t.Errorf("KeyByName = %v, %v", k, err)
 						return
 					}
-					if k.Failures < least {
-						t.Errorf("read %d after %d was written", k.Failures, least)
+					if k.RotateAt.Before(minutes(least)) && least > 0 {
+						t.Errorf("read %s after %d was written", k.RotateAt, least)
 						return
 					}
 					if i%10 == 0 {

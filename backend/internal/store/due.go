@@ -389,12 +389,14 @@ func (s *Store) DropDue(ctx context.Context, minute int64, id string) error {
 }
 
 // Postpone files id again at due without touching its key, for a key that
-// cannot be read, and removes its entry at minute.
-func (s *Store) Postpone(ctx context.Context, id string, minute int64, due time.Time) error {
-	if _, err := s.due.file(ctx, id, due, 0, s.clock.Now()); err != nil {
-		return err
+// cannot be read or written, and removes its entry at minute. It returns where
+// it is filed now.
+func (s *Store) Postpone(ctx context.Context, id string, minute int64, due time.Time) (int64, error) {
+	filed, err := s.due.file(ctx, id, due, 0, s.clock.Now())
+	if err != nil {
+		return 0, err
 	}
-	return s.DropDue(ctx, minute, id)
+	return filed, s.DropDue(ctx, minute, id)
 }
 
 // LostFiling tells whether a key's entry in the due index must be gone: its

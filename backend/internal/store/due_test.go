@@ -443,7 +443,7 @@ func TestPostpone(t *testing.T) {
 	w := newWorld(t)
 	k := w.create("a", minutes(1))
 	w.clock.Advance(2 * time.Minute)
-	if err := w.store.Postpone(t.Context(), "a", k.NextTick, minutes(30)); err != nil {
+	if _, err := w.store.Postpone(t.Context(), "a", k.NextTick, minutes(30)); err != nil {
 		t.Fatal(err)
 	}
 	w.expectTick()

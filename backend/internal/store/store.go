@@ -36,10 +36,25 @@ const (
 func keyBytes(k *keyring.Key) int {
 	n := 100 + 1000*len(k.Versions) + 180*len(k.History) + 150*len(k.Requests) + 40*len(k.BoundCIDRs)
 	if k.Scopes != nil {
-		n += 60 * len(*k.Scopes)
+		n += scopeBytes(*k.Scopes)
+	}
+	for i := range k.Versions {
+		v := &k.Versions[i]
+		n += len(v.Reason) + scopeBytes(v.OverlapScopes) + scopeBytes(v.PlannedScopes)
+	}
+	for i := range k.History {
+		n += len(k.History[i].Reason) + len(k.History[i].Detail)
 	}
 	for name, value := range k.CustomMetadata {
 		n += 60 + len(name) + len(value)
+	}
+	return n
+}
+
+func scopeBytes(scopes []string) int {
+	n := 0
+	for _, s := range scopes {
+		n += 16 + len(s)
 	}
 	return n
 }
