@@ -67,6 +67,26 @@ func TestRotateWithAnActivationDelay(t *testing.T) {
 	m.wantStates("acme", "retired retiring active")
 }
 
+// TestCuttingOverDoesNotWaitForTheActivationDelay: of the role; one that is
+// asked for holds.
+func TestCuttingOverDoesNotWaitForTheActivationDelay(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.role(object{"overlap_period": "1h", "activation_delay": "30m"})
+	v1 := m.key("acme", nil)
+	v2 := m.rotate("acme", object{"overlap_period": 0})
+	m.wantCodes("RETIRED VALID", v1, v2)
+	m.wantStates("acme", "retired active")
+	m.write("roles/r/rotate", object{"overlap_period": 0})
+	if err := m.opened().bulk.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m.wantCodes("RETIRED RETIRED", v1, v2)
+	m.wantStates("acme", "retired retired active")
+	m.rotate("acme", object{"overlap_period": 0, "activation_delay": "30m"})
+	m.wantStates("acme", "retired retired active pending")
+}
+
 func TestPromote(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)

@@ -233,6 +233,7 @@ func (r *Role) Notify() time.Duration {
 // SameSchedule tells whether keys filed under r are due at the same times
 // under o.
 func (r *Role) SameSchedule(o *Role) bool {
-	return r.Schedule() == o.Schedule() && r.VersionTTL == o.VersionTTL && r.MaxVersions == o.MaxVersions &&
+	sameLead := r.OverlapPeriod == o.OverlapPeriod && r.ActivationDelay == o.ActivationDelay
+	return r.Schedule() == o.Schedule() && r.VersionTTL == o.VersionTTL && (sameLead || r.VersionTTL == 0) && r.MaxVersions == o.MaxVersions &&
 		r.ExtendUntilDrained == o.ExtendUntilDrained && r.DrainQuietPeriod == o.DrainQuietPeriod
 }
