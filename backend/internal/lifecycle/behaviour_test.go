@@ -653,3 +653,29 @@ func TestDeletingWhatIsGoneSucceeds(t *testing.T) {
 		t.Errorf("Rotate = %v", err)
 	}
 }
+
+// TestRefileBringsBackWhatIsFiledTooLate: a key that is due tomorrow was filed
+// for next year while the clock was wrong.
+func TestRefileBringsBackWhatIsFiledTooLate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.create(lifecycle.Spec{Name: "a", Role: "r"}).Key.ID
+	right := w.key(id).NextTick
+	if err := w.keeper.Store.CommitKey(t.Context(), w.key(id), w.key(id).Clone(), start.Add(365*24*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	w.crash()
+	for range 2 {
+		if err := w.keeper.Refile(t.Context(), id); err != nil || w.key(id).NextTick != right {
+			t.Fatalf("the key is filed %d minutes late: %v", w.key(id).NextTick-right, err)
+		}
+		w.counting.Reset()
+	}
+	if n := w.counting.Total().Writes(); n != 0 {
+		t.Errorf("a key that is filed as it is due costs %d writes", n)
+	}
+	w.run(25*time.Hour, func() {})
+	if w.key(id).Latest() != 2 {
+		t.Errorf("a day later the key has version %d", w.key(id).Latest())
+	}
+}

@@ -33,7 +33,7 @@ func (s *Store) Key(ctx context.Context, id string) (*keyring.Key, error) {
 		return nil, nil
 	}
 	fill(k)
-	if s.OnLost != nil && s.LostFiling(k.NextTick) {
+	if s.OnLost != nil && (s.LostFiling(k.NextTick) || s.mayBeMisfiled(k.NextTick)) {
 		s.OnLost(id)
 	}
 	return k, nil

@@ -93,7 +93,8 @@ type Store struct {
 
 	due *dueIndex
 	// OnLost, where set before first use, is told of keys that were loaded and
-	// whose entry in the due index is gone. It must not block or lock a key.
+	// whose entry in the due index is gone, or is for a day so far ahead that
+	// what is due has to be compared with it. It must not block or lock a key.
 	OnLost func(id string)
 
 	keyLocks    []*locksutil.LockEntry
