@@ -272,7 +272,6 @@ func (b *Backend) saveRole(ctx context.Context, c *call, create bool) (*logical.
 			return nil, err
 		}
 	}
-	next.Revision++
 	if err := c.store.PutRole(ctx, next); err != nil {
 		return nil, err
 	}

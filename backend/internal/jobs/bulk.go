@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
@@ -50,9 +51,11 @@ type Job struct {
 	Started   time.Time `json:"started_time"`
 	Finished  time.Time `json:"finished_time,omitzero"`
 
-	Actor  string                `json:"actor,omitempty"`
-	Reason string                `json:"reason,omitempty"`
-	Wish   *lifecycle.RotateWish `json:"wish,omitempty"`
+	Actor    string                `json:"actor,omitempty"`
+	EntityID string                `json:"entity_id,omitempty"`
+	Accessor string                `json:"accessor,omitempty"`
+	Reason   string                `json:"reason,omitempty"`
+	Wish     *lifecycle.RotateWish `json:"wish,omitempty"`
 
 	// Done keys were changed; Skipped ones were leased, disabled or without an
 	// active version, or the job had reached them before a crash.
@@ -60,6 +63,26 @@ type Job struct {
 	Skipped  int       `json:"skipped"`
 	Failed   int       `json:"failed"`
 	Failures []Failure `json:"failures,omitempty"`
+
+	extra jsonkeep.Extra
+}
+
+// jobSchema is the major version of the stored form of a Job.
+const jobSchema = 1
+
+type jobFields Job
+
+// MarshalJSON keeps the fields that UnmarshalJSON did not know.
+func (j Job) MarshalJSON() ([]byte, error) { return jsonkeep.Marshal(jobFields(j), j.extra) }
+
+// UnmarshalJSON reads a stored job and refuses a newer schema.
+func (j *Job) UnmarshalJSON(data []byte) error {
+	if err := jsonkeep.CheckSchema(data, jobSchema); err != nil {
+		return err
+	}
+	extra, err := jsonkeep.Unmarshal(data, (*jobFields)(j))
+	j.extra = extra
+	return err
 }
 
 // Failure says why a job could not change a key.
@@ -126,7 +149,7 @@ func (b *Bulk) StartRotation(ctx context.Context, role string, wish lifecycle.Ro
 	if err != nil {
 		return nil, err
 	}
-	job.Wish, job.Actor, job.Reason = &wish, cause.Actor, cause.Reason
+	job.Wish, job.Actor, job.EntityID, job.Accessor, job.Reason = &wish, cause.Actor, cause.EntityID, cause.Accessor, cause.Reason
 	return job.copy(), b.begin(ctx, id, job)
 }
 
@@ -152,7 +175,7 @@ func (b *Bulk) newJob(kind, role string) (*Job, error) {
 	if _, err := io.ReadFull(b.keeper.Rand, unique); err != nil {
 		return nil, fmt.Errorf("make a job id: %w", err)
 	}
-	return &Job{Schema: 1, ID: hex.EncodeToString(unique), Kind: kind, Role: role, State: JobRunning, Started: b.keeper.Store.Now()}, nil
+	return &Job{Schema: jobSchema, ID: hex.EncodeToString(unique), Kind: kind, Role: role, State: JobRunning, Started: b.keeper.Store.Now()}, nil
 }
 
 func (b *Bulk) begin(ctx context.Context, id string, job *Job) error {
@@ -368,7 +391,7 @@ func (b *Bulk) member(ctx context.Context, job *Job, id string) (changed bool, l
 		return false, label, nil
 	}
 	label = k.Name
-	cause := keyring.Cause{Actor: job.Actor, Reason: strings.TrimSpace("bulk rotation " + job.ID + " " + job.Reason)}
+	cause := keyring.Cause{Actor: job.Actor, EntityID: job.EntityID, Accessor: job.Accessor, Reason: strings.TrimSpace("bulk rotation " + job.ID + " " + job.Reason)}
 	changed, err = b.keeper.RotateForJob(ctx, id, job.ID, cause, *job.Wish)
 	if errors.Is(err, lifecycle.ErrNoKey) {
 		return false, label, nil

@@ -3,6 +3,7 @@
 package jobs
 
 import (
+	"encoding/json"
 	"errors"
 	"strings"
 	"sync"
@@ -216,5 +217,20 @@ func TestADamagedJobDoesNotStopTheOthers(t *testing.T) {
 	}
 	if f.rotated(5) != 5 {
 		t.Errorf("%d of 5 keys are rotated", f.rotated(5))
+	}
+}
+
+// TestAJobOfANewerPlugin: what it added is kept, and a newer schema is refused.
+func TestAJobOfANewerPlugin(t *testing.T) {
+	t.Parallel()
+	var job Job
+	if err := json.Unmarshal([]byte(`{"schema":1,"id":"a","added":{"x":1}}`), &job); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := json.Marshal(job.copy()); err != nil || !strings.Contains(string(data), `"added":{"x":1}`) {
+		t.Errorf("the job is written as %s: %v", data, err)
+	}
+	if err := json.Unmarshal([]byte(`{"schema":2,"id":["?"]}`), &job); err == nil || !strings.Contains(err.Error(), "newer plugin") {
+		t.Errorf("a newer schema: %v", err)
 	}
 }

@@ -3,7 +3,6 @@
 package keyring
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
@@ -89,6 +88,8 @@ type Lease struct {
 	Accessor string `json:"accessor,omitempty"`
 	// MaxExpireTime is the end of max_ttl, counted from the key's creation.
 	MaxExpireTime time.Time `json:"max_expire_time,omitzero"`
+
+	extra jsonkeep.Extra
 }
 
 // Request is a rotation that named a request_id, so that a replay is known.
@@ -98,6 +99,8 @@ type Request struct {
 	Parameters string    `json:"parameters"`
 	Version    int       `json:"version"`
 	Time       time.Time `json:"time"`
+
+	extra jsonkeep.Extra
 }
 
 // Cleanup lists the index entries of a deleted key.
@@ -105,6 +108,8 @@ type Cleanup struct {
 	Name     string   `json:"name,omitempty"`
 	Role     string   `json:"role,omitempty"`
 	Imported []string `json:"imported,omitempty"`
+
+	extra jsonkeep.Extra
 }
 
 type keyFields Key
@@ -115,14 +120,8 @@ func (k Key) MarshalJSON() ([]byte, error) { return jsonkeep.Marshal(keyFields(k
 // UnmarshalJSON reads a stored key and refuses one that this code must not
 // touch: a newer schema, or versions that cannot be.
 func (k *Key) UnmarshalJSON(data []byte) error {
-	var head struct {
-		Schema int `json:"schema"`
-	}
-	if err := json.Unmarshal(data, &head); err != nil {
+	if err := jsonkeep.CheckSchema(data, Schema); err != nil {
 		return err
-	}
-	if head.Schema < 1 || head.Schema > Schema {
-		return fmt.Errorf("schema %d is not one that this plugin reads (1 to %d): run the newer plugin that wrote it", head.Schema, Schema)
 	}
 	extra, err := jsonkeep.Unmarshal(data, (*keyFields)(k))
 	if err != nil {
@@ -154,6 +153,8 @@ type Event struct {
 	Reason  string    `json:"reason,omitempty"`
 	// Detail says in words what the type leaves open. It holds no secret.
 	Detail string `json:"detail,omitempty"`
+
+	extra jsonkeep.Extra
 }
 
 // EventType names a kind of Event.
@@ -365,10 +366,10 @@ func (k *Key) size() int {
 	}
 	for i := range k.History {
 		e := &k.History[i]
-		n += eventOverhead + textSize([]string{e.Actor, e.Reason, e.Detail})
+		n += eventOverhead + textSize([]string{e.Actor, e.Reason, e.Detail}) + extraSize(e.extra)
 	}
 	for i := range k.Requests {
-		n += requestOverhead + textSize([]string{k.Requests[i].ID})
+		n += requestOverhead + textSize([]string{k.Requests[i].ID}) + extraSize(k.Requests[i].extra)
 	}
 	return n + extraSize(k.extra)
 }

@@ -7,8 +7,6 @@
 package role
 
 import (
-	"encoding/json"
-	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -77,10 +75,6 @@ type Role struct {
 	RefreshFormer      time.Duration `json:"refresh_former,omitempty"`
 	RefreshFormerUntil time.Time     `json:"refresh_former_until,omitzero"`
 
-	// Revision grows with each write, so that a job can tell which one it
-	// was started for.
-	Revision int `json:"revision,omitempty"`
-
 	extra jsonkeep.Extra
 }
 
@@ -119,14 +113,8 @@ func (r Role) MarshalJSON() ([]byte, error) { return jsonkeep.Marshal(roleFields
 
 // UnmarshalJSON reads a stored role and refuses a newer schema.
 func (r *Role) UnmarshalJSON(data []byte) error {
-	var head struct {
-		Schema int `json:"schema"`
-	}
-	if err := json.Unmarshal(data, &head); err != nil {
+	if err := jsonkeep.CheckSchema(data, Schema); err != nil {
 		return err
-	}
-	if head.Schema < 1 || head.Schema > Schema {
-		return fmt.Errorf("schema %d is not one that this plugin reads (1 to %d): run the newer plugin that wrote it", head.Schema, Schema)
 	}
 	extra, err := jsonkeep.Unmarshal(data, (*roleFields)(r))
 	r.extra = extra

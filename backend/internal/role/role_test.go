@@ -155,7 +155,7 @@ func full() *role.Role {
 	r.RotationPeriod, r.RotationJitter, r.DisableAutomatedRotation = 30*day, 10, true
 	r.ExtendUntilDrained, r.ActivationDelay, r.VersionTTL, r.TTL, r.MaxTTL = true, time.Hour, 90*day, time.Hour, day
 	r.RefreshInterval, r.NotifyBefore = new(time.Minute), new(day)
-	r.CustomMetadata, r.Revision = map[string]string{"team": "a"}, 7
+	r.CustomMetadata = map[string]string{"team": "a"}
 	return r
 }
 

@@ -23,7 +23,7 @@ import (
 // Limits of the caches of one mount. A fresh key takes about 1.4 KB, one with
 // ten versions and a full history 28 KB (see BenchmarkLoadKey), so 128 MB hold
 // 80,000 of the former or 4,700 of the latter; a further one costs its
-// verification a read of storage and up to a millisecond. The others are counted in
+// verification a read of storage and a millisecond or two. The others are counted in
 // entries: a name or an imported token takes about 200 bytes, a role 1 KB.
 const (
 	keyCacheBytes     = 128 << 20
