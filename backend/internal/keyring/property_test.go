@@ -343,8 +343,8 @@ func (m *machine) revoke() {
 		}
 	}
 	switch {
-	case former == 0 || w.active != 0:
-		w.forced = w.forced || o.All && o.Successor == nil
+	case w.active != 0 || former == 0 && (!o.All || o.Successor == nil):
+		w.forced = w.forced || o.All
 	case o.Successor == nil:
 		w.forced = true
 	case w.pending != 0:
