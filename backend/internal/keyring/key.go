@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
 // Schema is the major version of the stored form of a Key. Additions do not
@@ -42,6 +43,11 @@ type Key struct {
 	Role     string `json:"role"`
 	Disabled bool   `json:"disabled,omitempty"`
 	Imported bool   `json:"imported,omitempty"`
+	// ImportDigest is that of the token with which an imported key began. It
+	// is kept for as long as the key, so that repeating the import succeeds
+	// even when version 1 has been forgotten. Entries of older plugins have
+	// none.
+	ImportDigest *token.Digest `json:"import_digest,omitempty"`
 	// Scopes is nil where the key has those of its role, whatever they are.
 	Scopes         *[]string         `json:"scopes,omitempty"`
 	BoundCIDRs     []string          `json:"bound_cidrs,omitempty"`
@@ -139,18 +145,25 @@ func (k *Key) UnmarshalJSON(data []byte) error {
 
 // Cause says when a transition happens, at whose wish, and why.
 type Cause struct {
-	Now    time.Time
-	Actor  string
-	Reason string
+	Now time.Time
+	// Actor is the display name of who asked; many may share one.
+	Actor string
+	// EntityID tells them apart, or Accessor, that of the token, where it has
+	// no entity. Neither is there for what happens by itself.
+	EntityID string
+	Accessor string
+	Reason   string
 }
 
 // Event is a change that a transition made, as history shows it.
 type Event struct {
-	Time    time.Time `json:"time"`
-	Type    EventType `json:"type"`
-	Version int       `json:"version,omitempty"`
-	Actor   string    `json:"actor,omitempty"`
-	Reason  string    `json:"reason,omitempty"`
+	Time     time.Time `json:"time"`
+	Type     EventType `json:"type"`
+	Version  int       `json:"version,omitempty"`
+	Actor    string    `json:"actor,omitempty"`
+	EntityID string    `json:"entity_id,omitempty"`
+	Accessor string    `json:"accessor,omitempty"`
+	Reason   string    `json:"reason,omitempty"`
 	// Detail says in words what the type leaves open. It holds no secret.
 	Detail string `json:"detail,omitempty"`
 
@@ -198,6 +211,20 @@ func (k *Key) Label() string {
 
 // Leased tells whether the key lives by leases.
 func (k *Key) Leased() bool { return k.Lease != nil }
+
+// MadeFrom tells whether the key began with the imported token that has this
+// digest.
+func (k *Key) MadeFrom(d token.Digest) bool {
+	if k.ImportDigest != nil {
+		return k.ImportDigest.Equal(d)
+	}
+	for i := range k.Versions {
+		if v := &k.Versions[i]; v.Imported && v.Digest.Equal(d) {
+			return true
+		}
+	}
+	return false
+}
 
 // Now is t, or the time last recorded where the wall clock fell behind it.
 func (k *Key) Now(t time.Time) time.Time {
@@ -312,7 +339,9 @@ func (k *Key) Record(c Cause, t EventType, version int, detail string) {
 	if over := len(k.History) + 1 - HistoryLimit; over > 0 {
 		k.History = slices.Delete(k.History, 0, over)
 	}
-	k.History = append(k.History, Event{Time: c.Now, Type: t, Version: version, Actor: c.Actor, Reason: c.Reason, Detail: detail})
+	k.History = append(k.History, Event{
+		Time: c.Now, Type: t, Version: version, Actor: c.Actor, EntityID: c.EntityID, Accessor: c.Accessor, Reason: c.Reason, Detail: detail,
+	})
 }
 
 // prune drops the oldest ended versions beyond keep, but never the newest
@@ -347,7 +376,7 @@ func (k *Key) prune(now time.Time, keep int) {
 const (
 	keyOverhead     = 1024
 	versionOverhead = 640
-	eventOverhead   = 160
+	eventOverhead   = 192
 	requestOverhead = 160
 )
 
@@ -366,7 +395,7 @@ func (k *Key) size() int {
 	}
 	for i := range k.History {
 		e := &k.History[i]
-		n += eventOverhead + textSize([]string{e.Actor, e.Reason, e.Detail}) + extraSize(e.extra)
+		n += eventOverhead + textSize([]string{e.Actor, e.EntityID, e.Accessor, e.Reason, e.Detail}) + extraSize(e.extra)
 	}
 	for i := range k.Requests {
 		n += requestOverhead + textSize([]string{k.Requests[i].ID}) + extraSize(k.Requests[i].extra)

@@ -111,7 +111,7 @@ func (kp *Keeper) Create(ctx context.Context, spec Spec, cause keyring.Cause) (*
 	}
 	cause.Now = kp.Store.Now()
 	k := keyring.Create(keyring.Key{
-		ID: id, Name: spec.Name, Role: spec.Role, Disabled: spec.Disabled, Imported: imported != nil,
+		ID: id, Name: spec.Name, Role: spec.Role, Disabled: spec.Disabled, Imported: imported != nil, ImportDigest: imported,
 		Scopes: spec.Scopes, BoundCIDRs: spec.BoundCIDRs, CustomMetadata: spec.CustomMetadata, Lease: spec.Lease,
 	}, cause, r.Policy(), material)
 	if k.Leased() {
