@@ -58,7 +58,7 @@ type Job struct {
 	Wish     *lifecycle.RotateWish `json:"wish,omitempty"`
 
 	// Done keys were changed; Skipped ones were leased, disabled or without an
-	// active version, or the job had reached them before a crash.
+	// active version.
 	Done     int       `json:"done"`
 	Skipped  int       `json:"skipped"`
 	Failed   int       `json:"failed"`
@@ -142,7 +142,12 @@ func (b *Bulk) StartRotation(ctx context.Context, role string, wish lifecycle.Ro
 		return nil, err
 	}
 	id := workID(kindRotate, role)
-	if _, running := b.jobs[id]; running {
+	switch running, err := b.load(ctx, id); {
+	case errors.Is(err, store.ErrDamaged):
+		b.logger.Error("a job that cannot be read makes room for a new one", "job", id, "error", err)
+	case err != nil:
+		return nil, err
+	case running != nil:
 		return nil, ErrJobRunning
 	}
 	job, err := b.newJob(kindRotate, role)
@@ -220,6 +225,15 @@ func (b *Bulk) Drop(ctx context.Context, role string) error {
 func (b *Bulk) current(ctx context.Context, id string) (*Job, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	job, err := b.load(ctx, id)
+	if err != nil || job == nil {
+		return nil, err
+	}
+	return job.copy(), nil
+}
+
+// load returns a job under way, or nil. mu is held.
+func (b *Bulk) load(ctx context.Context, id string) (*Job, error) {
 	if err := b.open(ctx); err != nil {
 		return nil, err
 	}
@@ -239,7 +253,7 @@ func (b *Bulk) current(ctx context.Context, id string) (*Job, error) {
 		}
 		b.jobs[id] = job
 	}
-	return job.copy(), nil
+	return job, nil
 }
 
 func (j *Job) copy() *Job {
@@ -265,7 +279,12 @@ func (b *Bulk) Run(ctx context.Context) error {
 	}
 	var errs []error
 	for _, id := range ids {
-		if err := b.run(ctx, id); err != nil {
+		err := b.run(ctx, id)
+		if errors.Is(err, store.ErrDamaged) {
+			b.logger.Error("a job cannot be read and is left alone", "job", id, "error", err)
+			continue
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("job %q: %w", id, err))
 		}
 	}

@@ -456,10 +456,12 @@ func (kp *Keeper) Reschedule(ctx context.Context, id string) error {
 }
 
 // RotateForJob rotates a key for a bulk job, once for each job however often
-// it is asked. It reports whether this call did it.
+// it is asked. It reports whether the job has rotated it, now or before.
 func (kp *Keeper) RotateForJob(ctx context.Context, id, job string, cause keyring.Cause, wish RotateWish) (bool, error) {
+	done := false
 	before, after, _, err := kp.Update(ctx, id, func(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
 		if k.Job == job || k.Leased() {
+			done = k.Job == job
 			return k, nil
 		}
 		cause.Now = now
@@ -475,5 +477,5 @@ func (kp *Keeper) RotateForJob(ctx context.Context, id, job string, cause keyrin
 		next.Job = job
 		return next, nil
 	})
-	return err == nil && after != before, err
+	return err == nil && (done || after != before), err
 }
