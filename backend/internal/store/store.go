@@ -134,6 +134,19 @@ func Open(ctx context.Context, storage logical.Storage, c clock.Clock, rand io.R
 	return s, nil
 }
 
+// Succeed makes s, which nobody uses yet, take the place of former: what is
+// still under way on that one shares its locks, and the caches, which are
+// emptied.
+func (s *Store) Succeed(former *Store) {
+	s.keyLocks, s.nameLocks, s.digestLocks = former.keyLocks, former.nameLocks, former.digestLocks
+	s.roleLocks, s.pointerLocks = former.roleLocks, former.pointerLocks
+	s.keys, s.names, s.roles, s.imported = former.keys, former.names, former.roles, former.imported
+	s.keys.purge()
+	s.names.purge()
+	s.roles.purge()
+	s.imported.purge()
+}
+
 // LockKey locks one key for a transition and returns the unlock.
 func (s *Store) LockKey(id string) func() { return lock(s.keyLocks, id) }
 
