@@ -425,3 +425,68 @@ func TestAutomationLeavesKeysAloneThatWereEndedByForce(t *testing.T) {
 	m.pass(62 * time.Minute)
 	m.wantStates("acme", "revoked retiring active")
 }
+
+// TestAChangeOfARoleDoesNotOvertakeAClientThatSleeps: an Agent that looks again
+// when it was told to is not refused, however the role is changed meanwhile and
+// whatever rotates its key by itself.
+func TestAChangeOfARoleDoesNotOvertakeAClientThatSleeps(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ before, after object }{
+		"a shorter overlap":          {object{"overlap_period": "24h"}, object{"overlap_period": "5m", "rotation_period": "12h"}},
+		"no overlap":                 {object{"overlap_period": "24h"}, object{"overlap_period": 0, "rotation_period": "12h"}},
+		"a window of one":            {object{"overlap_period": "24h"}, object{"overlap_period": 0, "max_accepted_versions": 1, "rotation_period": "12h"}},
+		"a shorter longest overlap":  {object{"overlap_period": "24h"}, object{"overlap_period": "5m", "max_overlap_period": "10m", "rotation_period": "12h"}},
+		"a delay":                    {object{"overlap_period": "24h"}, object{"overlap_period": "5m", "activation_delay": "10m", "rotation_period": "12h"}},
+		"an earlier cut-over":        {object{"overlap_period": 0, "refresh_interval": "1h", "rotation_period": "48h"}, object{"rotation_period": "12h"}},
+		"an earlier one by no delay": {object{"overlap_period": 0, "refresh_interval": "1h", "rotation_period": "24h", "activation_delay": "2h"}, object{"activation_delay": 0}},
+	} {
+		for _, bulk := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, bulk %v", name, bulk), func(t *testing.T) {
+				t.Parallel()
+				m := newMount(t)
+				m.write("roles/r", c.before)
+				key := text(t, m.write("keys/acme", object{"role": "r"})["api_key"])
+				m.clock.Advance(23 * time.Hour)
+				wake := m.clock.Now().Add(time.Duration(number(t, m.read("static-creds/acme")["ttl"]))*time.Second + time.Second)
+				m.write("roles/r", c.after)
+				m.write("roles/r", object{"custom_metadata": object{"owner": "me"}}) // another write forgets nothing
+				if bulk {
+					m.write("roles/r/rotate", nil)
+				}
+				for m.clock.Now().Before(wake) {
+					if err := m.opened().bulk.Run(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					m.write("sweep", nil)
+					if code := m.write("verify", object{"api_key": key})["code"]; code != "VALID" {
+						t.Fatalf("%s before the client wakes its key is %s", wake.Sub(m.clock.Now()), code)
+					}
+					m.clock.Advance(min(time.Minute, wake.Sub(m.clock.Now())))
+				}
+				m.clock.Advance(5 * time.Minute)
+				m.write("sweep", nil)
+				if versions, _ := m.read("keys/acme")["versions"].([]any); !bulk && len(versions) < 2 {
+					t.Error("the key has not rotated")
+				}
+			})
+		}
+	}
+}
+
+func TestRotateWarnsOfWhatClientsWereToldBeforeAChange(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.write("roles/r", object{"overlap_period": "24h"})
+	m.key("acme", nil)
+	m.write("roles/r", object{"overlap_period": "10m"})
+	if a := m.request(logical.UpdateOperation, "rotate/acme", nil); len(a.warnings) != 1 {
+		t.Errorf("rotate warns %q", a.warnings)
+	}
+	if a := m.request(logical.UpdateOperation, "roles/r/rotate", object{"overlap_period": "10m"}); len(a.warnings) != 1 {
+		t.Errorf("rotating the role warns %q", a.warnings)
+	}
+	m.clock.Advance(time.Hour)
+	if a := m.request(logical.UpdateOperation, "rotate/acme", nil); len(a.warnings) != 0 {
+		t.Errorf("an hour later rotate warns %q", a.warnings)
+	}
+}

@@ -64,6 +64,8 @@ type Backend struct {
 	mu      sync.Mutex
 	open    *engine
 	closed  bool
+	// former is the store that the next one takes the place of.
+	former *store.Store
 
 	misses     *missLimiter
 	metrics    *metrics.Metrics
@@ -136,10 +138,8 @@ var lenientPaths = map[string]bool{verifyPattern: true, usageReportPattern: true
 // panic from ending the process, in which other mounts live.
 func (b *Backend) HandleRequest(ctx context.Context, req *logical.Request) (resp *logical.Response, err error) {
 	defer func() {
-		if r := recover(); r != nil {
-			// The value may hold a secret; its type and place do not.
-			b.Logger().Error("panic in a request", "operation", req.Operation, "type", fmt.Sprintf("%T", r), "stack", string(debug.Stack()))
-			resp, err = nil, errors.New("internal error")
+		if b.recovered(recover(), "a request", string(req.Operation)) {
+			resp, err = nil, errInternal
 		}
 	}()
 	switch req.Operation {
@@ -197,6 +197,11 @@ func (b *Backend) decodeRequest(path *framework.Path, req *logical.Request, leni
 // HandleExistenceCheck looks at the path alone. The data are checked later,
 // by HandleRequest: what an existence check cannot decode would be logged.
 func (b *Backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (checkFound, exists bool, err error) {
+	defer func() {
+		if b.recovered(recover(), "an existence check", string(req.Operation)) {
+			checkFound, exists, err = false, false, errInternal
+		}
+	}()
 	if req.Path == verifyPattern {
 		return false, false, nil // Vault asks before every verification
 	}
@@ -212,8 +217,27 @@ func (b *Backend) HandleExistenceCheck(ctx context.Context, req *logical.Request
 	return b.Backend.HandleExistenceCheck(ctx, &bare)
 }
 
-func (b *Backend) initialize(ctx context.Context, req *logical.InitializationRequest) error {
-	_, err := b.engine(ctx, req.Storage)
+// errInternal is all that is told of a panic.
+var errInternal = errors.New("internal error")
+
+// recovered logs what recover returned and tells whether there was a panic,
+// which must not end the process: other mounts live in it. The value may hold a
+// secret; its type and place do not.
+func (b *Backend) recovered(r any, where, operation string) bool {
+	if r == nil {
+		return false
+	}
+	b.Logger().Error("panic in "+where, "operation", operation, "type", fmt.Sprintf("%T", r), "stack", string(debug.Stack()))
+	return true
+}
+
+func (b *Backend) initialize(ctx context.Context, req *logical.InitializationRequest) (err error) {
+	defer func() {
+		if b.recovered(recover(), "the initialization", "") {
+			err = errInternal
+		}
+	}()
+	_, err = b.engine(ctx, req.Storage)
 	if errors.Is(err, store.ErrReadOnly) {
 		return nil // a standby of a mount that has not been used: the active node sets it up
 	}
@@ -261,10 +285,13 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 	if b.closed {
 		return nil, errors.New("the engine is shutting down")
 	}
+	if b.former != nil {
+		s.Succeed(b.former)
+	}
 	if writable {
 		b.startWorkers(e)
 	}
-	b.open = e
+	b.open, b.former = e, nil
 	return e, nil
 }
 
@@ -310,6 +337,10 @@ func (e *engine) refileLost(ctx context.Context) error {
 		select {
 		case id := <-e.lost:
 			if err := e.keeper.Refile(ctx, id); err != nil {
+				select {
+				case e.lost <- id: // the next periodic wakes this again
+				default:
+				}
 				return err
 			}
 		default:
@@ -320,13 +351,20 @@ func (e *engine) refileLost(ctx context.Context) error {
 
 // periodic is called by Vault once a minute, under a lock that delays every
 // request of the mount: it only wakes the workers.
-func (b *Backend) periodic(ctx context.Context, req *logical.Request) error {
+func (b *Backend) periodic(ctx context.Context, req *logical.Request) (err error) {
+	defer func() {
+		if b.recovered(recover(), "the periodic function", "") {
+			err = errInternal
+		}
+	}()
 	if !b.WriteSafeReplicationState() {
 		return nil
 	}
 	b.mu.Lock()
 	if b.open != nil && b.open.ticks == nil {
-		b.open = nil // a standby that became active knows nothing that still holds
+		// A standby that became active knows nothing that still holds; but what
+		// it has begun must not run beside what comes next without its locks.
+		b.former, b.open = b.open.store, nil
 	}
 	b.mu.Unlock()
 	e, err := b.engine(ctx, req.Storage)
@@ -336,6 +374,7 @@ func (b *Backend) periodic(ctx context.Context, req *logical.Request) error {
 	if e.ticks != nil {
 		e.ticks.Wake()
 		e.work.Wake()
+		e.heal.Wake()
 	}
 	return nil
 }
@@ -359,6 +398,7 @@ func (b *Backend) clean(context.Context) {
 }
 
 func (b *Backend) invalidate(_ context.Context, key string) {
+	defer func() { b.recovered(recover(), "an invalidation", "") }()
 	if e := b.opened(); e != nil {
 		e.store.Invalidate(key)
 		if store.IsUsagePage(key) {

@@ -489,3 +489,63 @@ func TestImportedKeysAreVerifiedAndRotated(t *testing.T) {
 	m = m.reopen()
 	m.wantCodes("RETIRED VALID VALID NOT_FOUND", hashed, next, legacy, legacy+"x")
 }
+
+// TestAnImportCanBeRepeatedForEver: also when version 1 has been forgotten. Its
+// token is then free, as the index is, and another one is still refused.
+func TestAnImportCanBeRepeatedForEver(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.write("roles/r", object{"overlap_period": 0, "rollback_window": 0, "max_versions": 3})
+	key := object{"role": "r", "import_key": "legacy-token-0123456789", "custom_metadata": object{"n": "1"}}
+	m.write("keys/a", key)
+	for range 4 {
+		m.write("rotate/a", nil)
+	}
+	for range 2 {
+		key["custom_metadata"] = object{"n": "2"}
+		m.write("keys/a", key)
+		batch := m.write("import", object{"batch_input": []any{object{"name": "a", "role": "r", "import_key": "legacy-token-0123456789"}}})
+		if number(t, batch["imported"]) != 1 {
+			t.Errorf("repeating the import answers %v", batch)
+		}
+		m = m.reopen()
+	}
+	m.refused(http.StatusBadRequest, logical.UpdateOperation, "keys/a", object{"role": "r", "import_key": "another-token-0123456789"}, "not made with this token")
+	m.write("keys/b", object{"role": "r", "import_key": "legacy-token-0123456789"})
+	m.wantCodes("VALID", "legacy-token-0123456789")
+}
+
+func TestHistoryTellsPeopleApart(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.role(nil)
+	m.display, m.entity, m.accessor = "oidc", "entity-ann", "accessor-ann"
+	m.key("acme", nil)
+	m.entity = "entity-bob"
+	m.write("roles/r/rotate", nil)
+	if err := m.opened().bulk.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m.entity, m.accessor = "", "accessor-ci"
+	m.patch("keys/acme", object{"enabled": false})
+	m = m.reopen()
+	m.clock.Advance(25 * time.Hour)
+	m.write("sweep", nil)
+	type who struct{ actor, entity, accessor any }
+	want := map[string]who{
+		"key.created": {"oidc", "entity-ann", nil}, "version.retiring": {"oidc", "entity-bob", nil},
+		"key.updated": {"oidc", nil, "accessor-ci"}, "version.retired": {"periodic", nil, nil},
+	}
+	transitions, _ := m.read("history/acme")["transitions"].([]any)
+	for _, item := range transitions {
+		e, _ := item.(object)
+		got := who{e["actor"], e["entity_id"], e["accessor"]}
+		if w, asked := want[text(t, e["type"])]; asked && got != w {
+			t.Errorf("%s was by %v, want %v", e["type"], got, w)
+		}
+		delete(want, text(t, e["type"]))
+	}
+	if len(want) > 0 {
+		t.Errorf("history lacks %v", want)
+	}
+}

@@ -70,7 +70,11 @@ func (c *call) cause() (keyring.Cause, error) {
 	if actor == "" {
 		actor = "unknown"
 	}
-	return keyring.Cause{Actor: actor, Reason: reason}, nil
+	cause := keyring.Cause{Actor: actor, EntityID: c.req.EntityID, Reason: reason}
+	if cause.EntityID == "" {
+		cause.Accessor = c.req.ClientTokenAccessor
+	}
+	return cause, nil
 }
 
 // caller names the entity, or else the token, that makes the request.

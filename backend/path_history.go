@@ -20,7 +20,7 @@ func (b *Backend) pathHistory() []*framework.Path {
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation: b.local(b.readHistory, "Read what happened to a key.", "read", answers("The transitions.", fields{
 				fieldKeyID:    always(textField("Id of the key.")),
-				"transitions": always(itemsField("The last 100, newest first: time, type, version, actor, reason, detail.")),
+				"transitions": always(itemsField("The last 100, newest first: time, type, version, actor (a display name), entity_id or the accessor of a token without an entity, reason, detail.")),
 			})),
 		},
 		HelpSynopsis: "Read what happened to a key, when, by whom and why.",
@@ -40,11 +40,10 @@ func (b *Backend) readHistory(ctx context.Context, c *call) (*logical.Response, 
 		if e.Version > 0 {
 			entry[fieldVersion] = e.Version
 		}
-		if e.Reason != "" {
-			entry[fieldReason] = e.Reason
-		}
-		if e.Detail != "" {
-			entry["detail"] = e.Detail
+		for field, text := range map[string]string{"entity_id": e.EntityID, "accessor": e.Accessor, fieldReason: e.Reason, "detail": e.Detail} {
+			if text != "" {
+				entry[field] = text
+			}
 		}
 		transitions = append(transitions, entry)
 	}

@@ -321,7 +321,7 @@ func (c *call) checkUnchangeable(ctx context.Context, id string) error {
 		d := token.Sum(plaintext)
 		digest = &d
 	}
-	if digest != nil && !slices.ContainsFunc(k.Versions, func(v keyring.Version) bool { return v.Imported && v.Digest.Equal(*digest) }) {
+	if digest != nil && !k.MadeFrom(*digest) {
 		return badInput("import_key, import_sha256: key %q exists and was not made with this token; import it under another name", k.Name)
 	}
 	return nil
@@ -347,7 +347,7 @@ func (b *Backend) readKey(ctx context.Context, c *call) (*logical.Response, erro
 		fieldMetadata: metadata(k.CustomMetadata), "versions": c.versionsAnswer(ctx, k, now),
 	}
 	putTime(data, "created_time", k.CreatedTime)
-	if active, ok := k.Active(); ok {
+	if active, ok := k.Active(); ok && active.AcceptedAt(now) {
 		data["current_version"] = active.Number
 		putTime(data, fieldLastRotation, active.ActivatedTime)
 	}
@@ -380,11 +380,7 @@ func (c *call) versionsAnswer(ctx context.Context, k *keyring.Key, now time.Time
 		putTime(data, fieldOverlapEnds, v.OverlapEnds)
 		putTime(data, fieldAcceptedUntil, v.AcceptedUntil)
 		putTime(data, fieldExpireTime, v.ExpireTime)
-		ended := v.EndedTime
-		if ended.IsZero() && v.StateAt(now) == keyring.StateRetired {
-			ended = v.AcceptedUntil
-		}
-		putTime(data, "ended_time", ended)
+		putTime(data, "ended_time", v.EndedAt(now))
 		putTime(data, "restorable_until", v.RestorableUntil)
 		putTime(data, "last_used_time", used.LastUsed)
 		if v.SupersededBy > 0 {

@@ -26,7 +26,7 @@ func (b *Backend) pathRevoke() []*framework.Path {
 		Fields: join(nameFields(), reasonFields(), versionFields("The version to end."), fields{
 			fieldAll:         boolField("Ends every version."),
 			fieldCompromised: boolField("Says that it leaked: its digest is remembered for ever, and any use of it is alarming."),
-			fieldRotate:      boolField("Makes a new active version in the same step where the active one is ended."),
+			fieldRotate:      boolField("Makes a new active version in the same step where the active one is ended, or with all=true where there is none."),
 			fieldForce:       boolField("Allows to leave the key without an active version."),
 		}),
 		Operations: map[logical.Operation]framework.OperationHandler{

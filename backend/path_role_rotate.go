@@ -4,6 +4,7 @@ package backend
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -66,6 +67,9 @@ func (b *Backend) rotateRole(ctx context.Context, c *call) (*logical.Response, e
 	job, err := c.bulk.StartRotation(ctx, name, wish, cause)
 	if err != nil {
 		return nil, err
+	}
+	if now := c.store.Now(); wish.Overlap != nil && *wish.Overlap < r.RefreshTold(now) {
+		c.warn(fmt.Sprintf("the former versions are accepted for another %s only, and clients were told to look for a new one every %s: those that have not will be refused", *wish.Overlap, r.RefreshTold(now)))
 	}
 	c.wakeWork()
 	return jobAnswer(job), nil

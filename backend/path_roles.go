@@ -4,6 +4,9 @@ package backend
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -99,7 +102,7 @@ var roleSchema = map[string]roleField{
 	"rotation_window":            roleDuration("How long after its scheduled time a rotation may still happen; later it waits for the next one. 0 is any time. Only with rotation_schedule.", func(r *role.Role) *time.Duration { return &r.RotationWindow }),
 	"disable_automated_rotation": roleBool("Stops automatic rotation without forgetting its schedule.", func(r *role.Role) *bool { return &r.DisableAutomatedRotation }),
 	"rotation_jitter":            roleInt("Spreads rotations by up to so many percent of the period, from 0 to 50, fixed for each key.", func(r *role.Role) *int { return &r.RotationJitter }),
-	fieldOverlapPeriod:           roleDuration("How long a superseded version is still accepted. Automatic rotation needs at least 5m, or 0 for none.", func(r *role.Role) *time.Duration { return &r.OverlapPeriod }),
+	fieldOverlapPeriod:           roleDuration("How long a superseded version is still accepted. Automatic rotation needs at least 5m, or 0 for none. For as long after a change as clients may sleep by the former refresh_interval, rotations by schedule or of a whole role accept it until they have woken, or wait for that where max_overlap_period leaves no room.", func(r *role.Role) *time.Duration { return &r.OverlapPeriod }),
 	"max_overlap_period":         roleDuration("The most that an overlap can be, extensions included, counted from the promotion that began it.", func(r *role.Role) *time.Duration { return &r.MaxOverlapPeriod }),
 	"extend_until_drained":       roleBool("Accepts a superseded version until it is no longer used, at most for max_overlap_period.", func(r *role.Role) *bool { return &r.ExtendUntilDrained }),
 	"drain_quiet_period":         roleDuration("How long a version must be unused to count as drained.", func(r *role.Role) *time.Duration { return &r.DrainQuietPeriod }),
@@ -263,13 +266,15 @@ func (b *Backend) saveRole(ctx context.Context, c *call, create bool) (*logical.
 	if err := next.Validate(); err != nil {
 		return nil, badInput("%s", err)
 	}
+	if old != nil {
+		next.Succeed(old, c.store.Now())
+	}
 	moved := old != nil && !old.SameSchedule(next)
 	if moved {
 		if err := c.bulk.StartReschedule(ctx, name); err != nil {
 			return nil, err
 		}
 	}
-	next.Revision++
 	if err := c.store.PutRole(ctx, next); err != nil {
 		return nil, err
 	}
@@ -297,8 +302,8 @@ func (b *Backend) deleteRole(ctx context.Context, c *call) (*logical.Response, e
 	if err != nil {
 		return nil, err
 	}
-	if members > 0 {
-		return nil, badInput("role %q has %d keys and cannot be deleted: list the named ones with LIST keys and role=%s and delete them; end the leased ones with `vault lease revoke -prefix` on creds/%s", name, members, name, name)
+	if members.named+members.leased > 0 {
+		return nil, badInput("role %q has %s and cannot be deleted: %s", name, members.count(), members.remedy(name))
 	}
 	if err := c.bulk.Drop(ctx, name); err != nil {
 		return nil, err
@@ -306,10 +311,62 @@ func (b *Backend) deleteRole(ctx context.Context, c *call) (*logical.Response, e
 	return nil, c.store.DeleteRole(ctx, name)
 }
 
-// countMembers counts the keys of a role. On the way it removes leased keys
-// that have ended, and entries that a crash left without a key.
-func (b *Backend) countMembers(ctx context.Context, c *call, name string) (int, error) {
-	count := 0
+// maxCounted bounds how many keys of a role are read, under its lock, to say
+// why it cannot be deleted, and maxNamedIDs how many leased ones are named.
+const (
+	maxCounted  = 1000
+	maxNamedIDs = 5
+)
+
+// members are the keys that keep a role from being deleted.
+type members struct {
+	named, leased int
+	// ids are those of the first leased keys.
+	ids []string
+	// more tells that there may be others.
+	more bool
+}
+
+var errEnough = errors.New("enough keys have been counted")
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// count says how many there are: "1 key", "at least 1000 keys (998 named and
+// 2 leased)".
+func (m *members) count() string {
+	text := plural(m.named+m.leased, "key")
+	if m.more {
+		text = "at least " + text
+	}
+	if m.named > 0 && m.leased > 0 {
+		text += fmt.Sprintf(" (%d named and %d leased)", m.named, m.leased)
+	}
+	return text
+}
+
+// remedy says how to find and end them.
+func (m *members) remedy(role string) string {
+	var steps []string
+	if m.named > 0 {
+		steps = append(steps, fmt.Sprintf("list the named ones with LIST keys and role=%s, and delete them", role))
+	}
+	if m.leased > 0 {
+		steps = append(steps, fmt.Sprintf("end the leased ones with `vault lease revoke -prefix` on creds/%s, and on rotate-leased/<key_id> for those that were rotated; the first are %s",
+			role, strings.Join(m.ids, ", ")))
+	}
+	return strings.Join(steps, "; ")
+}
+
+// countMembers counts the keys of a role, up to maxCounted of them. On the way
+// it removes leased keys that have ended, and entries that a crash left without
+// a key.
+func (b *Backend) countMembers(ctx context.Context, c *call, name string) (*members, error) {
+	m := &members{}
 	err := eachMember(ctx, c.store, name, func(id string) error {
 		k, err := c.store.Key(ctx, id)
 		if err != nil {
@@ -322,10 +379,24 @@ func (b *Backend) countMembers(ctx context.Context, c *call, name string) (int, 
 			// Kept for a day to be read, but not a reason to keep the role.
 			return c.keeper.Delete(ctx, id, keyring.Cause{Actor: lifecycle.ActorLease})
 		}
-		count++
+		if m.named+m.leased == maxCounted {
+			m.more = true
+			return errEnough
+		}
+		if !k.Leased() {
+			m.named++
+			return nil
+		}
+		m.leased++
+		if len(m.ids) < maxNamedIDs {
+			m.ids = append(m.ids, k.ID)
+		}
 		return nil
 	})
-	return count, err
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	return m, err
 }
 
 // eachMember calls do for the id of each key of a role, and of some that are

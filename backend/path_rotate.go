@@ -27,7 +27,7 @@ var requestIDShape = regexp.MustCompile(`^[A-Za-z0-9_.:-]{1,128}$`)
 // wishFields are what can be asked of a rotation.
 func wishFields() fields {
 	return fields{
-		fieldOverlapPeriod:   durationField("How long the former version is still accepted; by default the role's. 0 cuts over now."),
+		fieldOverlapPeriod:   durationField("How long the former version is still accepted; by default the role's. 0 cuts over now, without the role's activation_delay."),
 		fieldOverlapScopes:   listField("Scopes to which the former version is cut at once."),
 		fieldActivationDelay: durationField("How long the new version is pending first; by default the role's."),
 		fieldForce:           boolField("Retires the oldest retiring version early where too many are accepted."),
@@ -76,6 +76,15 @@ func (b *Backend) rotateKey(ctx context.Context, c *call) (*logical.Response, er
 		return nil, err
 	}
 	c.warnShortOverlap(made)
+	if v, ok := made.Key.Version(made.Version); ok && v.State == keyring.StatePending {
+		delay := made.Role.ActivationDelay
+		if wish.ActivationDelay != nil {
+			delay = *wish.ActivationDelay
+		}
+		if v.PromoteAt.Before(v.CreatedTime.Add(delay)) {
+			c.warn(fmt.Sprintf("version %d becomes active at %s, before its activation_delay is over, because the active version reaches its version_ttl", made.Version, stamp(v.PromoteAt)))
+		}
+	}
 	if made.Token == "" {
 		c.warn("the API key of this version is not stored and cannot be shown again")
 	}
@@ -109,7 +118,7 @@ func (c *call) warnShortOverlap(m *lifecycle.Made) {
 		return
 	}
 	left := former.AcceptedUntil.Sub(former.SupersededTime)
-	if told := m.Role.Refresh(); left < told {
+	if told := m.Role.RefreshTold(former.SupersededTime); left < told {
 		c.warn(fmt.Sprintf("version %d is accepted for another %s only, and clients were told to look for a new one every %s: those that have not will be refused",
 			former.Number, left.Round(time.Second), told))
 	}

@@ -4,6 +4,7 @@ package backend
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -73,19 +74,28 @@ func (b *Backend) readStaticCreds(ctx context.Context, c *call) (*logical.Respon
 	}
 	putTime(data, fieldLastRotation, active.ActivatedTime)
 	putTime(data, fieldNextRotation, c.keeper.PlannedRotation(k, r, now))
+	if k.Disabled {
+		c.warn("the key is disabled: every version of it is refused until enabled=true")
+	}
 	return &logical.Response{Data: data}, nil
 }
 
 // endedBecause tells how the key lost its active version.
 func endedBecause(k *keyring.Key, now time.Time) string {
-	if len(k.Versions) == 0 {
-		return ""
+	var last keyring.Version
+	for _, v := range k.Versions {
+		if v.ActivatedTime.After(last.ActivatedTime) {
+			last = v
+		}
 	}
-	last := k.Versions[len(k.Versions)-1]
-	if last.ExpiredAt(now) {
-		return " (version_ttl reached)"
+	switch state := last.StateAt(now); {
+	case last.Number == 0:
+		return "" // it has been forgotten
+	case !state.Final() && last.ExpiredAt(now):
+		return fmt.Sprintf(" (version %d reached its version_ttl)", last.Number)
+	default:
+		return fmt.Sprintf(" (version %d is %s)", last.Number, state)
 	}
-	return " (" + last.StateAt(now).String() + ")"
 }
 
 // refreshIn is when a client should read again: at the next planned change,

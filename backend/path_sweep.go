@@ -22,6 +22,7 @@ func (b *Backend) pathSweep() []*framework.Path {
 			logical.UpdateOperation: b.forwarded(b.sweep, "Do now what is due, and wait for it.", "sweep", answers("What was done.", fields{
 				"keys":      always(intField("Keys that changed.")),
 				"damaged":   always(intField("Keys that could not be read and are tried again later.")),
+				"failed":    always(intField("Keys that could not be changed and are tried again later.")),
 				"suspended": always(boolField("Whether automatic transitions are suspended because the wall clock leapt.")),
 			})),
 		},
@@ -46,5 +47,5 @@ func (b *Backend) sweep(ctx context.Context, c *call) (*logical.Response, error)
 	if err := c.watch.flush(ctx); err != nil {
 		return nil, err
 	}
-	return &logical.Response{Data: map[string]any{"keys": sum.Keys, "damaged": sum.Damaged, "suspended": suspended}}, nil
+	return &logical.Response{Data: map[string]any{"keys": sum.Keys, "damaged": sum.Damaged, "failed": sum.Failed, "suspended": suspended}}, nil
 }

@@ -67,6 +67,26 @@ func TestRotateWithAnActivationDelay(t *testing.T) {
 	m.wantStates("acme", "retired retiring active")
 }
 
+// TestCuttingOverDoesNotWaitForTheActivationDelay: of the role; one that is
+// asked for holds.
+func TestCuttingOverDoesNotWaitForTheActivationDelay(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.role(object{"overlap_period": "1h", "activation_delay": "30m"})
+	v1 := m.key("acme", nil)
+	v2 := m.rotate("acme", object{"overlap_period": 0})
+	m.wantCodes("RETIRED VALID", v1, v2)
+	m.wantStates("acme", "retired active")
+	m.write("roles/r/rotate", object{"overlap_period": 0})
+	if err := m.opened().bulk.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m.wantCodes("RETIRED RETIRED", v1, v2)
+	m.wantStates("acme", "retired retired active")
+	m.rotate("acme", object{"overlap_period": 0, "activation_delay": "30m"})
+	m.wantStates("acme", "retired retired active pending")
+}
+
 func TestPromote(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
@@ -244,6 +264,33 @@ func TestRevoke(t *testing.T) {
 		t.Errorf("revoking all by force answers %s", a)
 	}
 	m.wantCodes("REVOKED", v5)
+}
+
+// TestRevokingAllMakesASuccessorWhereNoneIsActive: whether the active version
+// was ended by its age or by force.
+func TestRevokingAllMakesASuccessorWhereNoneIsActive(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*mount){
+		"by its age": func(m *mount) { m.clock.Advance(time.Hour + time.Minute) },
+		"by force":   func(m *mount) { m.write("revoke/acme", object{"version": 1, "force": true}) },
+		"all of it":  func(m *mount) { m.write("revoke/acme", object{"all": true, "compromised": true, "force": true}) },
+	} {
+		m := newMount(t)
+		m.write("roles/r", object{"overlap_period": "2h", "version_ttl": "2h"})
+		v1 := m.key("acme", nil)
+		m.clock.Advance(time.Hour)
+		v2 := m.rotate("acme", nil)
+		m.write("rollback/acme", nil)
+		end(m)
+		a := m.request(logical.UpdateOperation, "revoke/acme", object{"all": true, "rotate": true, "compromised": true})
+		if a.status != http.StatusOK || a.data["state"] != "active" || number(t, a.data["version"]) != 3 || len(a.warnings) > 0 {
+			t.Fatalf("%s: revoke answers status %d, %q, warnings %q, %v", name, a.status, a.errText, a.warnings, without(a.data, "api_key"))
+		}
+		m.wantCodes("COMPROMISED COMPROMISED VALID", v1, v2, text(t, a.data["api_key"]))
+		if got := m.read("static-creds/acme"); got["api_key"] != a.data["api_key"] {
+			t.Errorf("%s: static-creds answers another key", name)
+		}
+	}
 }
 
 func TestRevokingTheActiveVersionPromotesWhatIsPending(t *testing.T) {

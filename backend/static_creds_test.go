@@ -4,6 +4,7 @@ package backend
 
 import (
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -230,5 +231,37 @@ func TestAnAgentThatBehavesIsNeverRefused(t *testing.T) {
 		if latest < 6 {
 			t.Errorf("role %v: only %d versions in four hours", role, latest)
 		}
+	}
+}
+
+// TestTheReasonIsThatOfTheVersionThatWasActive: not of the newest one.
+func TestTheReasonIsThatOfTheVersionThatWasActive(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.write("roles/r", object{"overlap_period": "2h", "version_ttl": "2h"})
+	m.key("acme", nil)
+	m.clock.Advance(time.Hour)
+	m.write("rotate/acme", nil)
+	m.write("rollback/acme", nil)
+	m.clock.Advance(time.Hour + time.Minute) // version 1 is over, version 2 is not
+	m.refused(http.StatusNotFound, logical.ReadOperation, "static-creds/acme", nil, "version 1 reached its version_ttl")
+	k := m.read("keys/acme")
+	versions, _ := k["versions"].([]any)
+	first := aMap(t, versions[1])
+	if k["current_version"] != nil || first["state"] != "retired" || first["ended_time"] != "2026-01-05T02:00:00Z" {
+		t.Errorf("the key reads current_version %v, and version 1 %v", k["current_version"], first)
+	}
+	m.write("revoke/acme", object{"version": 1, "compromised": true})
+	m.refused(http.StatusNotFound, logical.ReadOperation, "static-creds/acme", nil, "version 1 is compromised")
+}
+
+func TestStaticCredsOfADisabledKeyWarns(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.role(nil)
+	key := m.key("acme", object{"enabled": false})
+	a := m.request(logical.ReadOperation, "static-creds/acme", nil)
+	if a.data["api_key"] != key || len(a.warnings) != 1 || !strings.Contains(a.warnings[0], "disabled") {
+		t.Errorf("static-creds answers status %d, warnings %q", a.status, a.warnings)
 	}
 }

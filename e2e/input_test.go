@@ -206,7 +206,7 @@ func TestBadInputGetsAClearErrorAndChangesNothing(t *testing.T) {
 	add("POST", "revoke/acme", fields("version", 2), bad, "rotate=true", "force=true")
 	add("POST", "roles/nobody/rotate", map[string]any{}, gone, `no role named "nobody"`)
 	add("GET", "creds/nobody", nil, gone, `no role named "nobody"`)
-	add("DELETE", "roles/trading", nil, bad, "keys and cannot be deleted")
+	add("DELETE", "roles/trading", nil, bad, "and cannot be deleted")
 	add("POST", "rotate-leased/tooshort", map[string]any{}, bad, "key_id")
 	add("POST", "rotate-leased/"+strings.Repeat("0", 12), map[string]any{}, gone)
 

@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
@@ -50,16 +51,38 @@ type Job struct {
 	Started   time.Time `json:"started_time"`
 	Finished  time.Time `json:"finished_time,omitzero"`
 
-	Actor  string                `json:"actor,omitempty"`
-	Reason string                `json:"reason,omitempty"`
-	Wish   *lifecycle.RotateWish `json:"wish,omitempty"`
+	Actor    string                `json:"actor,omitempty"`
+	EntityID string                `json:"entity_id,omitempty"`
+	Accessor string                `json:"accessor,omitempty"`
+	Reason   string                `json:"reason,omitempty"`
+	Wish     *lifecycle.RotateWish `json:"wish,omitempty"`
 
 	// Done keys were changed; Skipped ones were leased, disabled or without an
-	// active version, or the job had reached them before a crash.
+	// active version.
 	Done     int       `json:"done"`
 	Skipped  int       `json:"skipped"`
 	Failed   int       `json:"failed"`
 	Failures []Failure `json:"failures,omitempty"`
+
+	extra jsonkeep.Extra
+}
+
+// jobSchema is the major version of the stored form of a Job.
+const jobSchema = 1
+
+type jobFields Job
+
+// MarshalJSON keeps the fields that UnmarshalJSON did not know.
+func (j Job) MarshalJSON() ([]byte, error) { return jsonkeep.Marshal(jobFields(j), j.extra) }
+
+// UnmarshalJSON reads a stored job and refuses a newer schema.
+func (j *Job) UnmarshalJSON(data []byte) error {
+	if err := jsonkeep.CheckSchema(data, jobSchema); err != nil {
+		return err
+	}
+	extra, err := jsonkeep.Unmarshal(data, (*jobFields)(j))
+	j.extra = extra
+	return err
 }
 
 // Failure says why a job could not change a key.
@@ -119,14 +142,19 @@ func (b *Bulk) StartRotation(ctx context.Context, role string, wish lifecycle.Ro
 		return nil, err
 	}
 	id := workID(kindRotate, role)
-	if _, running := b.jobs[id]; running {
+	switch running, err := b.load(ctx, id); {
+	case errors.Is(err, store.ErrDamaged):
+		b.logger.Error("a job that cannot be read makes room for a new one", "job", id, "error", err)
+	case err != nil:
+		return nil, err
+	case running != nil:
 		return nil, ErrJobRunning
 	}
 	job, err := b.newJob(kindRotate, role)
 	if err != nil {
 		return nil, err
 	}
-	job.Wish, job.Actor, job.Reason = &wish, cause.Actor, cause.Reason
+	job.Wish, job.Actor, job.EntityID, job.Accessor, job.Reason = &wish, cause.Actor, cause.EntityID, cause.Accessor, cause.Reason
 	return job.copy(), b.begin(ctx, id, job)
 }
 
@@ -152,11 +180,12 @@ func (b *Bulk) newJob(kind, role string) (*Job, error) {
 	if _, err := io.ReadFull(b.keeper.Rand, unique); err != nil {
 		return nil, fmt.Errorf("make a job id: %w", err)
 	}
-	return &Job{Schema: 1, ID: hex.EncodeToString(unique), Kind: kind, Role: role, State: JobRunning, Started: b.keeper.Store.Now()}, nil
+	return &Job{Schema: jobSchema, ID: hex.EncodeToString(unique), Kind: kind, Role: role, State: JobRunning, Started: b.keeper.Store.Now()}, nil
 }
 
 func (b *Bulk) begin(ctx context.Context, id string, job *Job) error {
 	if err := b.keeper.Store.PutWork(ctx, id, job); err != nil {
+		b.jobs = nil // storage knows whether it was written
 		return err
 	}
 	b.jobs[id] = job
@@ -196,6 +225,15 @@ func (b *Bulk) Drop(ctx context.Context, role string) error {
 func (b *Bulk) current(ctx context.Context, id string) (*Job, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	job, err := b.load(ctx, id)
+	if err != nil || job == nil {
+		return nil, err
+	}
+	return job.copy(), nil
+}
+
+// load returns a job under way, or nil. mu is held.
+func (b *Bulk) load(ctx context.Context, id string) (*Job, error) {
 	if err := b.open(ctx); err != nil {
 		return nil, err
 	}
@@ -215,7 +253,7 @@ func (b *Bulk) current(ctx context.Context, id string) (*Job, error) {
 		}
 		b.jobs[id] = job
 	}
-	return job.copy(), nil
+	return job, nil
 }
 
 func (j *Job) copy() *Job {
@@ -241,7 +279,12 @@ func (b *Bulk) Run(ctx context.Context) error {
 	}
 	var errs []error
 	for _, id := range ids {
-		if err := b.run(ctx, id); err != nil {
+		err := b.run(ctx, id)
+		if errors.Is(err, store.ErrDamaged) {
+			b.logger.Error("a job cannot be read and is left alone", "job", id, "error", err)
+			continue
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("job %q: %w", id, err))
 		}
 	}
@@ -295,6 +338,7 @@ func (b *Bulk) finish(ctx context.Context, id string, job *Job) error {
 	job.State = JobFinished
 	job.Finished = b.keeper.Store.Now()
 	if err := b.keeper.Store.FinishWork(ctx, id, job); err != nil {
+		b.jobs = nil // storage knows how far that went
 		return err
 	}
 	delete(b.jobs, id)
@@ -366,7 +410,7 @@ func (b *Bulk) member(ctx context.Context, job *Job, id string) (changed bool, l
 		return false, label, nil
 	}
 	label = k.Name
-	cause := keyring.Cause{Actor: job.Actor, Reason: strings.TrimSpace("bulk rotation " + job.ID + " " + job.Reason)}
+	cause := keyring.Cause{Actor: job.Actor, EntityID: job.EntityID, Accessor: job.Accessor, Reason: strings.TrimSpace("bulk rotation " + job.ID + " " + job.Reason)}
 	changed, err = b.keeper.RotateForJob(ctx, id, job.ID, cause, *job.Wish)
 	if errors.Is(err, lifecycle.ErrNoKey) {
 		return false, label, nil

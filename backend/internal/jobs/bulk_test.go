@@ -3,6 +3,7 @@
 package jobs
 
 import (
+	"encoding/json"
 	"errors"
 	"strings"
 	"sync"
@@ -211,10 +212,63 @@ func TestADamagedJobDoesNotStopTheOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	f = f.restart()
-	if err := f.bulk.Run(t.Context()); !errors.Is(err, store.ErrDamaged) || !strings.Contains(err.Error(), "reschedule-other") {
-		t.Errorf("the run says %v", err)
+	if err := f.bulk.Run(t.Context()); err != nil || !strings.Contains(f.log.String(), "reschedule-other") {
+		t.Errorf("the run says %v, and the log %s", err, f.log)
 	}
 	if f.rotated(5) != 5 {
 		t.Errorf("%d of 5 keys are rotated", f.rotated(5))
+	}
+}
+
+// TestAJobOfANewerPlugin: what it added is kept, and a newer schema is refused.
+func TestAJobOfANewerPlugin(t *testing.T) {
+	t.Parallel()
+	var job Job
+	if err := json.Unmarshal([]byte(`{"schema":1,"id":"a","added":{"x":1}}`), &job); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := json.Marshal(job.copy()); err != nil || !strings.Contains(string(data), `"added":{"x":1}`) {
+		t.Errorf("the job is written as %s: %v", data, err)
+	}
+	if err := json.Unmarshal([]byte(`{"schema":2,"id":["?"]}`), &job); err == nil || !strings.Contains(err.Error(), "newer plugin") {
+		t.Errorf("a newer schema: %v", err)
+	}
+}
+
+// TestADamagedJobMakesRoom: the rotation of a role can be started again.
+func TestADamagedJobMakesRoom(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.role(nil)
+	f.keys(5)
+	if err := f.memory.Put(t.Context(), &logical.StorageEntry{Key: "work/rotate-r", Value: []byte("{")}); err != nil {
+		t.Fatal(err)
+	}
+	f = f.restart()
+	f.startRotation()
+	if err := f.bulk.Run(t.Context()); err != nil || f.rotated(5) != 5 {
+		t.Errorf("%d of 5 keys are rotated: %v", f.rotated(5), err)
+	}
+}
+
+// TestAJobThatWasCutOffCountsWhatItDid before storage failed.
+func TestAJobThatWasCutOffCountsWhatItDid(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.role(nil)
+	f.keys(40)
+	f.startRotation()
+	for range 60 {
+		f.faulty.Inject(storetest.Fault{At: 9, WritesOnly: true})
+		if f.bulk.Run(t.Context()) == nil {
+			break
+		}
+	}
+	f.faulty.Heal()
+	if err := f.bulk.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if job := f.rotation(); job.Done != 40 || job.Skipped != 0 || f.rotated(40) != 40 {
+		t.Errorf("the job is %+v", job)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
 )
@@ -235,5 +238,92 @@ func TestAnEntryOfAKeyThatIsGoneIsRemoved(t *testing.T) {
 		if path == stray || path == filed {
 			t.Errorf("%s is still there", path)
 		}
+	}
+}
+
+// failing fails every Put of the entries of these keys.
+func (f *fixture) failing(ids ...string) {
+	f.faulty.Inject(storetest.Fault{At: 1, Rest: true, WritesOnly: true, Only: func(op storetest.Op) bool {
+		return slices.Contains(ids, strings.TrimPrefix(op.Path, "key/"))
+	}})
+}
+
+// TestKeysThatCannotBeWrittenDoNotStopTheOthers: one, and more of them than
+// make a run doubt its storage, all due before the others.
+func TestKeysThatCannotBeWrittenDoNotStopTheOthers(t *testing.T) {
+	t.Parallel()
+	for _, bad := range []int{1, 3 * maxRow} {
+		f := newFixture(t)
+		f.role(nil)
+		f.keys(bad)
+		var ids []string
+		for i := range bad {
+			ids = append(ids, f.key(i).ID)
+		}
+		f.clock.Advance(2 * time.Minute)
+		for i := range 5 {
+			if _, err := f.keeper.Create(t.Context(), lifecycle.Spec{Name: fmt.Sprintf("good%d", i), Role: "r"}, keyring.Cause{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.failing(ids...)
+		f.clock.Advance(63 * time.Minute)
+		if sum, err := f.ticker.Tick(t.Context()); err != nil || sum.Keys != 5 || sum.Failed != bad {
+			t.Errorf("with %d bad keys a tick says %+v, %v", bad, sum, err)
+		}
+		tries := 0
+		for range 300 {
+			f.clock.Advance(time.Minute)
+			sum, err := f.ticker.Sweep(t.Context())
+			if err != nil && !errors.Is(err, storetest.ErrInjected) {
+				t.Fatal(err)
+			}
+			tries += sum.Failed
+		}
+		k, err := f.store.KeyByName(t.Context(), "good3")
+		if err != nil || k.Latest() != 7 {
+			t.Errorf("after 6 hours a good key has version %d, want 7: %v", k.Latest(), err)
+		}
+		// At 1, 2, 4 … 60 minutes, and a few more for sweeps of an open minute.
+		if tries < 5*bad || tries > 25*bad {
+			t.Errorf("%d bad keys were tried %d times in 5 hours", bad, tries)
+		}
+		f.faulty.Heal()
+		for range 63 {
+			f.clock.Advance(time.Minute)
+			f.tick()
+		}
+		if f.key(0).Latest() < 2 || f.key(bad-1).Latest() < 2 {
+			t.Errorf("an hour after storage takes them the bad keys have versions %d and %d", f.key(0).Latest(), f.key(bad-1).Latest())
+		}
+		if n := len(f.memory.Paths("due/")); n != bad+5 {
+			t.Errorf("there are %d entries in the due index, want one for each key", n)
+		}
+	}
+}
+
+// TestStorageThatIsDownIsLeftAlone: a run notices soon, and all that is due
+// happens at the first tick after.
+func TestStorageThatIsDownIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.role(nil)
+	f.keys(300)
+	f.clock.Advance(62 * time.Minute)
+	f.faulty.Inject(storetest.Fault{At: 1, Rest: true, WritesOnly: true})
+	for range 50 {
+		f.clock.Advance(time.Minute)
+		f.count.Reset()
+		if sum, err := f.ticker.Tick(t.Context()); !errors.Is(err, storetest.ErrInjected) || sum.Keys != 0 {
+			t.Fatalf("the tick says %+v, %v", sum, err)
+		}
+		if n := f.count.Total().All(); n > 200 {
+			t.Fatalf("while storage is down a tick makes %d requests of it", n)
+		}
+	}
+	f.faulty.Heal()
+	// Not all rotate at once after an outage, but none is left out.
+	if sum := f.tick(); sum.Keys != 300 {
+		t.Errorf("the first tick after changes %d of 300 keys", sum.Keys)
 	}
 }

@@ -73,6 +73,21 @@ func Marshal(v any, extra Extra) ([]byte, error) {
 	return append(joined, tail[1:]...), nil
 }
 
+// CheckSchema refuses a stored object whose schema is not from 1 to newest. It
+// is asked first: an object of a newer schema may hold anything else.
+func CheckSchema(data []byte, newest int) error {
+	var head struct {
+		Schema int `json:"schema"`
+	}
+	if err := json.Unmarshal(data, &head); err != nil {
+		return err
+	}
+	if head.Schema < 1 || head.Schema > newest {
+		return fmt.Errorf("schema %d is not one that this plugin reads (1 to %d): run the newer plugin that wrote it", head.Schema, newest)
+	}
+	return nil
+}
+
 var nameCache sync.Map // reflect.Type -> map[string]bool
 
 // fieldNames returns the JSON names of the fields of the struct type t,

@@ -24,7 +24,8 @@ func (k *Key) Advance(c Cause, p Policy, drained DrainCheck) *Key {
 	// What has ended is recorded before anything is superseded, so that a
 	// version whose age is over is never given an overlap.
 	changed := n.settle(c)
-	if pending, ok := n.Pending(); ok && !n.Disabled && !n.Dormant() && !pending.PromoteAt.After(c.Now) {
+	_, hasActive := n.Active()
+	if pending, ok := n.Pending(); ok && !n.Disabled && !n.Dormant() && (!hasActive || !pending.PromoteAt.After(c.Now)) {
 		n.promote(c, p)
 		changed = true
 	}
@@ -123,11 +124,15 @@ func (k *Key) NextDue(now time.Time, p Policy, drained DrainCheck) time.Time {
 		}
 	}
 	over := len(k.Versions) > p.MaxVersions
+	_, hasActive := k.Active()
 	for i := range k.Versions {
 		v := &k.Versions[i]
 		switch v.State {
 		case StatePending:
 			if !k.Disabled && !k.Dormant() {
+				if !hasActive {
+					want(now)
+				}
 				want(v.PromoteAt)
 			}
 			want(v.ExpireTime)

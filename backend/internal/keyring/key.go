@@ -3,12 +3,12 @@
 package keyring
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
 // Schema is the major version of the stored form of a Key. Additions do not
@@ -17,9 +17,11 @@ const Schema = 1
 
 const (
 	// RetainLimit is how many versions a key has at most, compromised ones and
-	// those that are accepted aside, however many fall into a rollback window:
-	// about 250 KB, a quarter of what Raft storage takes as one entry.
+	// those that are accepted aside, however many fall into a rollback window.
 	RetainLimit = 400
+	// EntryLimit is about how many bytes the entry of a key has at most, on the
+	// same terms: half of what Raft storage takes as one entry.
+	EntryLimit = 512 << 10
 	// HistoryLimit is the number of transitions that a key remembers.
 	HistoryLimit = 100
 	// RequestLimit is the number of request ids that a key remembers.
@@ -41,6 +43,11 @@ type Key struct {
 	Role     string `json:"role"`
 	Disabled bool   `json:"disabled,omitempty"`
 	Imported bool   `json:"imported,omitempty"`
+	// ImportDigest is that of the token with which an imported key began. It
+	// is kept for as long as the key, so that repeating the import succeeds
+	// even when version 1 has been forgotten. Entries of older plugins have
+	// none.
+	ImportDigest *token.Digest `json:"import_digest,omitempty"`
 	// Scopes is nil where the key has those of its role, whatever they are.
 	Scopes         *[]string         `json:"scopes,omitempty"`
 	BoundCIDRs     []string          `json:"bound_cidrs,omitempty"`
@@ -64,8 +71,6 @@ type Key struct {
 	// NextTick is the minute since 1970 under which the key is filed in the
 	// due index, 0 where nothing is due.
 	NextTick int64 `json:"next_tick,omitempty"`
-	// Failures counts failed attempts of the periodic function in a row.
-	Failures int `json:"failures,omitempty"`
 	// Recorded is the latest time of any transition. Time never runs below it.
 	Recorded time.Time `json:"recorded,omitzero"`
 
@@ -98,6 +103,8 @@ type Lease struct {
 	Accessor string `json:"accessor,omitempty"`
 	// MaxExpireTime is the end of max_ttl, counted from the key's creation.
 	MaxExpireTime time.Time `json:"max_expire_time,omitzero"`
+
+	extra jsonkeep.Extra
 }
 
 // Request is a rotation that named a request_id, so that a replay is known.
@@ -107,6 +114,8 @@ type Request struct {
 	Parameters string    `json:"parameters"`
 	Version    int       `json:"version"`
 	Time       time.Time `json:"time"`
+
+	extra jsonkeep.Extra
 }
 
 // Confirmation is a client instance's word that it uses a version.
@@ -121,6 +130,8 @@ type Cleanup struct {
 	Name     string   `json:"name,omitempty"`
 	Role     string   `json:"role,omitempty"`
 	Imported []string `json:"imported,omitempty"`
+
+	extra jsonkeep.Extra
 }
 
 type keyFields Key
@@ -131,14 +142,8 @@ func (k Key) MarshalJSON() ([]byte, error) { return jsonkeep.Marshal(keyFields(k
 // UnmarshalJSON reads a stored key and refuses one that this code must not
 // touch: a newer schema, or versions that cannot be.
 func (k *Key) UnmarshalJSON(data []byte) error {
-	var head struct {
-		Schema int `json:"schema"`
-	}
-	if err := json.Unmarshal(data, &head); err != nil {
+	if err := jsonkeep.CheckSchema(data, Schema); err != nil {
 		return err
-	}
-	if head.Schema < 1 || head.Schema > Schema {
-		return fmt.Errorf("schema %d is not one that this plugin reads (1 to %d): run the newer plugin that wrote it", head.Schema, Schema)
 	}
 	extra, err := jsonkeep.Unmarshal(data, (*keyFields)(k))
 	if err != nil {
@@ -156,22 +161,31 @@ func (k *Key) UnmarshalJSON(data []byte) error {
 
 // Cause says when a transition happens, at whose wish, and why.
 type Cause struct {
-	Now    time.Time
-	Actor  string
-	Reason string
+	Now time.Time
+	// Actor is the display name of who asked; many may share one.
+	Actor string
+	// EntityID tells them apart, or Accessor, that of the token, where it has
+	// no entity. Neither is there for what happens by itself.
+	EntityID string
+	Accessor string
+	Reason   string
 }
 
 // Event is a change that a transition made, as history shows it.
 type Event struct {
 	// Seq numbers the events of a key from 1, without gaps.
-	Seq     uint64    `json:"seq,omitempty"`
-	Time    time.Time `json:"time"`
-	Type    EventType `json:"type"`
-	Version int       `json:"version,omitempty"`
-	Actor   string    `json:"actor,omitempty"`
-	Reason  string    `json:"reason,omitempty"`
+	Seq      uint64    `json:"seq,omitempty"`
+	Time     time.Time `json:"time"`
+	Type     EventType `json:"type"`
+	Version  int       `json:"version,omitempty"`
+	Actor    string    `json:"actor,omitempty"`
+	EntityID string    `json:"entity_id,omitempty"`
+	Accessor string    `json:"accessor,omitempty"`
+	Reason   string    `json:"reason,omitempty"`
 	// Detail says in words what the type leaves open. It holds no secret.
 	Detail string `json:"detail,omitempty"`
+
+	extra jsonkeep.Extra
 }
 
 // EventType names a kind of Event.
@@ -238,6 +252,20 @@ func (k *Key) RollingOver() bool {
 
 // Leased tells whether the key lives by leases.
 func (k *Key) Leased() bool { return k.Lease != nil }
+
+// MadeFrom tells whether the key began with the imported token that has this
+// digest.
+func (k *Key) MadeFrom(d token.Digest) bool {
+	if k.ImportDigest != nil {
+		return k.ImportDigest.Equal(d)
+	}
+	for i := range k.Versions {
+		if v := &k.Versions[i]; v.Imported && v.Digest.Equal(d) {
+			return true
+		}
+	}
+	return false
+}
 
 // Now is t, or the time last recorded where the wall clock fell behind it.
 func (k *Key) Now(t time.Time) time.Time {
@@ -356,18 +384,94 @@ func (k *Key) Record(c Cause, t EventType, version int, detail string) {
 		k.History = slices.Delete(k.History, 0, over)
 	}
 	k.EventSeq++
-	e := Event{Seq: k.EventSeq, Time: c.Now, Type: t, Version: version, Actor: c.Actor, Reason: c.Reason, Detail: detail}
+	e := Event{
+		Seq: k.EventSeq, Time: c.Now, Type: t, Version: version,
+		Actor: c.Actor, EntityID: c.EntityID, Accessor: c.Accessor, Reason: c.Reason, Detail: detail,
+	}
 	k.History = append(k.History, e)
 	k.Owed = append(k.Owed, e)
 }
 
 // prune drops the oldest ended versions beyond keep, but never the newest
 // version (its number must not be given out again), one that can be restored
-// or one that is compromised. Beyond RetainLimit a rollback window does not
-// protect any more: the entry of a key must fit Vault's storage.
+// or one that is compromised. Beyond RetainLimit or EntryLimit a rollback
+// window does not protect any more: the entry of a key must fit Vault's
+// storage. The scopes of what has ended for good, which allow nothing, go
+// before that.
 func (k *Key) prune(now time.Time, keep int) {
 	k.drop(keep, func(v *Version) bool { return !now.Before(v.RestorableUntil) })
 	k.drop(RetainLimit, func(*Version) bool { return true })
+	over := k.size() - EntryLimit
+	for i := 0; i < len(k.Versions) && over > 0; i++ {
+		if v := &k.Versions[i]; v.State == StateRevoked || v.State == StateCompromised {
+			over -= textSize(v.OverlapScopes) + textSize(v.PlannedScopes)
+			v.OverlapScopes, v.PlannedScopes = nil, nil
+		}
+	}
+	for i := 0; i < len(k.Versions)-1 && over > 0; {
+		v := &k.Versions[i]
+		if !v.prunable() {
+			i++
+			continue
+		}
+		over -= v.size()
+		k.Versions = slices.Delete(k.Versions, i, i+1)
+	}
+}
+
+// The bytes that the stored form takes beside its texts, rounded up: names of
+// fields, numbers and times.
+const (
+	keyOverhead     = 1024
+	versionOverhead = 640
+	eventOverhead   = 192
+	requestOverhead = 160
+)
+
+// size is about how many bytes the entry of the key takes, rather more than
+// less.
+func (k *Key) size() int {
+	n := keyOverhead + len(k.Blocked) + textSize(k.BoundCIDRs)
+	if k.Scopes != nil {
+		n += textSize(*k.Scopes)
+	}
+	for name, value := range k.CustomMetadata {
+		n += textSize([]string{name, value})
+	}
+	for i := range k.Versions {
+		n += k.Versions[i].size()
+	}
+	for i := range k.History {
+		e := &k.History[i]
+		n += eventOverhead + textSize([]string{e.Actor, e.EntityID, e.Accessor, e.Reason, e.Detail}) + extraSize(e.extra)
+	}
+	for i := range k.Requests {
+		n += requestOverhead + textSize([]string{k.Requests[i].ID}) + extraSize(k.Requests[i].extra)
+	}
+	return n + extraSize(k.extra)
+}
+
+func (v *Version) size() int {
+	return versionOverhead + len(v.Sealed)*4/3 + textSize(v.PlannedScopes) + textSize(v.OverlapScopes) +
+		textSize([]string{v.Reason}) + extraSize(v.extra)
+}
+
+// textSize is about what texts take in JSON: a quote may become two characters,
+// and those that take more are rare.
+func textSize(texts []string) int {
+	n := 0
+	for _, text := range texts {
+		n += len(text) + len(text)/4 + 4
+	}
+	return n
+}
+
+func extraSize(extra jsonkeep.Extra) int {
+	n := 0
+	for name, raw := range extra {
+		n += len(name) + len(raw) + 4
+	}
+	return n
 }
 
 // drop removes the oldest prunable versions beyond keep that may go.

@@ -210,6 +210,9 @@ func (m *machine) rotate() {
 	w.befall(m.made, "made", 0)
 	if o.ActivationDelay > 0 {
 		w.pending, w.plan, w.planAt = m.made, o.Overlap, now+o.ActivationDelay
+		if expire, aged := w.expire[w.active]; aged {
+			w.planAt = min(w.planAt, expire-min(max(o.Overlap, 3*time.Minute), (expire-now)/2))
+		}
 		return
 	}
 	w.supersede(now, o.Overlap)
@@ -343,8 +346,8 @@ func (m *machine) revoke() {
 		}
 	}
 	switch {
-	case former == 0 || w.active != 0:
-		w.forced = w.forced || o.All && o.Successor == nil
+	case w.active != 0 || former == 0 && (!o.All || o.Successor == nil):
+		w.forced = w.forced || o.All
 	case o.Successor == nil:
 		w.forced = true
 	case w.pending != 0:
@@ -367,7 +370,8 @@ func (m *machine) tick() {
 	if !m.apply(next, nil, before) {
 		return
 	}
-	if w.pending != 0 && !w.disabled && !w.forced && w.planAt <= w.seen {
+	w.age(w.seen)
+	if w.pending != 0 && !w.disabled && !w.forced && (w.planAt <= w.seen || w.active == 0) {
 		w.supersede(w.seen, w.plan)
 		w.activate(w.pending, w.seen)
 	}

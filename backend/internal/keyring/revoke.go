@@ -15,7 +15,8 @@ type RevokeOptions struct {
 	// Compromised says that it leaked.
 	Compromised bool
 	// Successor, where not nil, becomes active in the same commit if the
-	// active version is ended and no pending one can take its place. A leased
+	// active version is ended, or All is set and there is none, and no pending
+	// one can take its place. A leased
 	// key has no successor: its holder reads a new one, and it just ends.
 	Successor *Material
 	// Force allows to leave the key without an active version.
@@ -59,10 +60,13 @@ func (k *Key) Revoke(c Cause, p Policy, o RevokeOptions) (*Key, error) {
 		endsActive = endsActive || hasActive && number == active.Number
 		n.endFinally(c, v, state)
 	}
-	if !changed {
+	// A key that has no active version gets one, too, where all is ended and a
+	// successor is wanted.
+	revives := o.All && !hasActive && o.Successor != nil && !k.Leased()
+	if !changed && !revives {
 		return k, nil
 	}
-	if endsActive {
+	if endsActive || revives {
 		if err := n.succeed(c, p, o, active.Number); err != nil {
 			return nil, err
 		}

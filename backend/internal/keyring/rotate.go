@@ -83,7 +83,7 @@ func (k *Key) Rotate(c Cause, p Policy, m Material, o RotateOptions) (*Key, erro
 	n.Blocked = ""
 	if delay > 0 {
 		v := n.at(next)
-		v.PromoteAt = c.Now.Add(delay)
+		v.PromoteAt = promotion(c.Now, delay, o.Overlap, active)
 		v.PlannedOverlap = o.Overlap
 		v.PlannedScopes = slices.Clone(o.OverlapScopes)
 		n.prune(c.Now, p.MaxVersions)
@@ -95,6 +95,22 @@ func (k *Key) Rotate(c Cause, p Policy, m Material, o RotateOptions) (*Key, erro
 	n.activate(c, p, next)
 	n.prune(c.Now, p.MaxVersions)
 	return n, nil
+}
+
+// ExpiryLead is how long before its active version is ended by its age a key
+// has its successor: time for a tick that is late, and one more.
+const ExpiryLead = 3 * time.Minute
+
+// promotion is when a version that is made at now takes the place of active:
+// after the delay, but early enough to leave the overlap before active is
+// ended by its age, or half of its time where there is less.
+func promotion(now time.Time, delay, overlap time.Duration, active Version) time.Time {
+	at := now.Add(delay)
+	if active.ExpireTime.IsZero() {
+		return at
+	}
+	left := active.ExpireTime.Sub(now)
+	return earlier(at, active.ExpireTime.Add(-min(max(overlap, ExpiryLead), left/2)))
 }
 
 // Promote makes the pending version active now; the overlap of the former one

@@ -205,3 +205,32 @@ func TestLabelNamesTheKey(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// TestUnknownFieldsSurviveAtEveryDepth: what a newer plugin added anywhere in a
+// key is still there after this one has changed it.
+func TestUnknownFieldsSurviveAtEveryDepth(t *testing.T) {
+	t.Parallel()
+	stored := `{"schema":1,"key_id":"aaaaaaaaaaaa","role":"r","created_time":"2026-01-01T00:00:00Z","added":1,
+		"lease":{"entity_id":"e","added":2},
+		"history":[{"time":"2026-01-01T00:00:00Z","type":"key.created","added":3}],
+		"requests":[{"id":"x","parameters":"","version":1,"time":"2026-01-01T00:00:00Z","added":4}],
+		"cleanup":{"role":"r","added":5},
+		"versions":[{"version":1,"state":"active","digest":"` + digestText + `","created_time":"2026-01-01T00:00:00Z","added":6}]}`
+	var k keyring.Key
+	if err := json.Unmarshal([]byte(stored), &k); err != nil {
+		t.Fatal(err)
+	}
+	next := k.RememberRequest(keyring.Request{ID: "y", Time: k.CreatedTime})
+	next.Record(keyring.Cause{Now: k.CreatedTime}, keyring.EventKeyUpdated, 0, "")
+	data, err := json.Marshal(next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := 1; n <= 6; n++ {
+		if field := fmt.Sprintf(`"added":%d`, n); !strings.Contains(string(data), field) {
+			t.Errorf("%s is lost: %s", field, data)
+		}
+	}
+}
+
+var digestText = strings.Repeat("0", 64)

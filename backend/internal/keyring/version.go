@@ -136,6 +136,14 @@ func (v *Version) restorableUntil() time.Time {
 // longer be restored.
 func (v *Version) prunable() bool { return v.State == StateRetired || v.State == StateRevoked }
 
+// EndedAt is when the version ended, zero where it has not at now.
+func (v *Version) EndedAt(now time.Time) time.Time {
+	if end, timed := v.timedEnd(); timed && !now.Before(end) {
+		return end
+	}
+	return v.EndedTime
+}
+
 // agedOut tells whether it was the version's hard age or its lease that ended
 // it, before any overlap was over. The answer is the same before and after the
 // retirement is recorded.

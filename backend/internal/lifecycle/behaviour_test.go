@@ -448,10 +448,10 @@ func TestAJobRotatesEachKeyOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	id := w.create(lifecycle.Spec{Name: "a"}).Key.ID
-	for i, want := range []bool{true, false, false} {
-		changed, err := w.keeper.RotateForJob(t.Context(), id, "job-1", byTest(), lifecycle.RotateWish{})
-		if err != nil || changed != want {
-			t.Errorf("run %d: %v, %v", i, changed, err)
+	for i := range 3 {
+		done, err := w.keeper.RotateForJob(t.Context(), id, "job-1", byTest(), lifecycle.RotateWish{})
+		if err != nil || !done || w.key(id).Latest() != 2 {
+			t.Errorf("run %d: %v, %v, version %d", i, done, err, w.key(id).Latest())
 		}
 		w.crash()
 	}
@@ -494,7 +494,7 @@ func TestAPostponedKeyIsTakenUpAgain(t *testing.T) {
 	}
 	for range 3 {
 		later := w.clock.Now().Add(time.Hour)
-		if err := w.keeper.Store.Postpone(t.Context(), id, minute, later); err != nil {
+		if _, err := w.keeper.Store.Postpone(t.Context(), id, minute, later); err != nil {
 			t.Fatal(err)
 		}
 		w.clock.Advance(time.Hour)
@@ -651,5 +651,31 @@ func TestDeletingWhatIsGoneSucceeds(t *testing.T) {
 	}
 	if _, err := w.keeper.Rotate(t.Context(), id, lifecycle.RotateWish{}, byTest()); !errors.Is(err, lifecycle.ErrNoKey) {
 		t.Errorf("Rotate = %v", err)
+	}
+}
+
+// TestRefileBringsBackWhatIsFiledTooLate: a key that is due tomorrow was filed
+// for next year while the clock was wrong.
+func TestRefileBringsBackWhatIsFiledTooLate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.create(lifecycle.Spec{Name: "a", Role: "r"}).Key.ID
+	right := w.key(id).NextTick
+	if err := w.keeper.Store.CommitKey(t.Context(), w.key(id), w.key(id).Clone(), start.Add(365*24*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	w.crash()
+	for range 2 {
+		if err := w.keeper.Refile(t.Context(), id); err != nil || w.key(id).NextTick != right {
+			t.Fatalf("the key is filed %d minutes late: %v", w.key(id).NextTick-right, err)
+		}
+		w.counting.Reset()
+	}
+	if n := w.counting.Total().Writes(); n != 0 {
+		t.Errorf("a key that is filed as it is due costs %d writes", n)
+	}
+	w.run(25*time.Hour, func() {})
+	if w.key(id).Latest() != 2 {
+		t.Errorf("a day later the key has version %d", w.key(id).Latest())
 	}
 }

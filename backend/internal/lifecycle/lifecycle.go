@@ -117,7 +117,7 @@ func (kp *Keeper) Create(ctx context.Context, spec Spec, cause keyring.Cause) (*
 	}
 	cause.Now = kp.Store.Now()
 	k := keyring.Create(keyring.Key{
-		ID: id, Name: spec.Name, Role: spec.Role, Disabled: spec.Disabled, Imported: imported != nil,
+		ID: id, Name: spec.Name, Role: spec.Role, Disabled: spec.Disabled, Imported: imported != nil, ImportDigest: imported,
 		Scopes: spec.Scopes, BoundCIDRs: spec.BoundCIDRs, CustomMetadata: spec.CustomMetadata, Lease: spec.Lease,
 	}, cause, r.Policy(), material)
 	if k.Leased() {
@@ -244,7 +244,6 @@ func (kp *Keeper) commit(ctx context.Context, before, after *keyring.Key, r *rol
 	if after.Recorded.Before(now) {
 		after.Recorded = now
 	}
-	after.Failures = 0
 	return kp.put(ctx, before, after, kp.due(ctx, after, r, now))
 }
 

@@ -31,11 +31,29 @@ func (w RotateWish) options(r *role.Role) keyring.RotateOptions {
 	o := keyring.RotateOptions{Overlap: r.OverlapPeriod, OverlapScopes: w.OverlapScopes, ActivationDelay: r.ActivationDelay, Force: w.Force}
 	if w.Overlap != nil {
 		o.Overlap = *w.Overlap
+		if o.Overlap == 0 {
+			o.ActivationDelay = 0 // cut over now, unless a delay is asked for, too
+		}
 	}
 	if w.ActivationDelay != nil {
 		o.ActivationDelay = *w.ActivationDelay
 	}
 	return o
+}
+
+// unattended is options for a rotation that nobody watches, at now: its
+// overlap is not over before clients wake that were told to sleep for longer
+// than the role says now. Where that is not possible, wait is when they have
+// woken. Whoever asks for an overlap is taken at his word.
+func (w RotateWish) unattended(r *role.Role, now time.Time) (o keyring.RotateOptions, wait time.Time) {
+	o = w.options(r)
+	if w.Overlap == nil {
+		o.Overlap, wait = r.OverlapFor(now.Add(o.ActivationDelay))
+		if !wait.IsZero() {
+			wait = wait.Add(-o.ActivationDelay)
+		}
+	}
+	return o, wait
 }
 
 // parameters is a digest of all that was asked, to tell a replay from another
@@ -75,7 +93,7 @@ func (kp *Keeper) Rotate(ctx context.Context, id string, wish RotateWish, cause 
 			}
 		}
 		cause.Now = now
-		next, token, err := kp.rotate(k, r, wish.options(r), cause)
+		next, token, err := kp.rotate(k, r, r.Policy(), wish.options(r), cause)
 		if err != nil {
 			return nil, err
 		}
@@ -92,12 +110,12 @@ func (kp *Keeper) Rotate(ctx context.Context, id string, wish RotateWish, cause 
 }
 
 // rotate is the transition alone: it mints and asks the keyring.
-func (kp *Keeper) rotate(k *keyring.Key, r *role.Role, o keyring.RotateOptions, cause keyring.Cause) (*keyring.Key, string, error) {
+func (kp *Keeper) rotate(k *keyring.Key, r *role.Role, p keyring.Policy, o keyring.RotateOptions, cause keyring.Cause) (*keyring.Key, string, error) {
 	made, material, err := kp.Mint(r, k.ID, k.Latest()+1)
 	if err != nil {
 		return nil, "", err
 	}
-	next, err := k.Rotate(cause, r.Policy(), material, o)
+	next, err := k.Rotate(cause, p, material, o)
 	return next, made, err
 }
 
@@ -158,11 +176,43 @@ func rotationTime(k *keyring.Key, r *role.Role, now time.Time) time.Time {
 	if !rotatesItself(k, r) {
 		return time.Time{}
 	}
-	if !k.RotateAt.IsZero() {
-		return k.RotateAt
+	next := k.RotateAt
+	if next.IsZero() {
+		_, next = r.Schedule().Due(k.LastRotation, now, k.ID)
 	}
-	_, next := r.Schedule().Due(k.LastRotation, now, k.ID)
-	return next
+	if waits := k.Blocked != "" && !k.RotateAt.IsZero(); !waits {
+		next = earliest(next, lastChance(k, r))
+	}
+	return earliest(next, finalChance(k))
+}
+
+// lastChance is when a key that rotates by itself has to, whatever its
+// schedule and its windows say, so that its active version is in its overlap,
+// not in use, when version_ttl ends it. It is zero where nothing does, or where
+// a version is pending: that one takes the place then.
+//
+// A version that is active for less time than a period, as after a rollback,
+// is not replaced before half of that is over.
+func lastChance(k *keyring.Key, r *role.Role) time.Time {
+	active, ok := k.Active()
+	if _, waiting := k.Pending(); !ok || waiting || active.ExpireTime.IsZero() {
+		return time.Time{}
+	}
+	life := active.ExpireTime.Sub(active.ActivatedTime)
+	lead := max(r.OverlapPeriod, keyring.ExpiryLead) + r.ActivationDelay
+	lead = min(lead, max(life/2, life-r.Schedule().Interval(active.ActivatedTime)))
+	return active.ExpireTime.Add(-lead)
+}
+
+// finalChance is when the active version is about to be ended by its age and
+// nothing else, not even the number of accepted versions, may keep the key
+// from a successor. It is zero where lastChance is.
+func finalChance(k *keyring.Key) time.Time {
+	active, ok := k.Active()
+	if _, waiting := k.Pending(); !ok || waiting || active.ExpireTime.IsZero() {
+		return time.Time{}
+	}
+	return active.ExpireTime.Add(-min(keyring.ExpiryLead, active.ExpireTime.Sub(active.ActivatedTime)/2))
 }
 
 func rotatesItself(k *keyring.Key, r *role.Role) bool {
@@ -287,7 +337,11 @@ func (kp *Keeper) rotateIfDue(k *keyring.Key, r *role.Role, cause keyring.Cause)
 		return k, nil
 	}
 	at, spec := cause.Now, r.Schedule()
-	if k.RotateAt.IsZero() {
+	last := lastChance(k, r)
+	reached := func(t time.Time) bool { return !t.IsZero() && !t.After(cause.Now) }
+	if reached(last) {
+		// No window and no turn outweighs the end of the active version.
+	} else if k.RotateAt.IsZero() {
 		planned := spec.Next(k.LastRotation, k.ID)
 		if planned.After(cause.Now) {
 			return k, nil
@@ -303,7 +357,7 @@ func (kp *Keeper) rotateIfDue(k *keyring.Key, r *role.Role, cause keyring.Cause)
 		}
 		if catchUp := spec.CatchUp(k.LastRotation, at, k.ID); catchUp.After(at) {
 			next := k.Clone()
-			next.RotateAt = cause.Now.Add(catchUp.Sub(at))
+			next.RotateAt = earliest(cause.Now.Add(catchUp.Sub(at)), last)
 			return next, nil
 		}
 	} else if k.RotateAt.After(cause.Now) && k.Blocked == "" {
@@ -317,12 +371,30 @@ func (kp *Keeper) rotateIfDue(k *keyring.Key, r *role.Role, cause keyring.Cause)
 			return next, nil
 		}
 	}
-	next, _, err := kp.rotate(k, r, RotateWish{}.options(r), cause)
+	o, wait := RotateWish{}.unattended(r, cause.Now)
+	if _, ok := k.Active(); ok && wait.After(cause.Now) && !reached(last) {
+		next := k.Clone()
+		next.RotateAt = wait
+		return next, nil
+	}
+	p := r.Policy()
+	if reached(finalChance(k)) {
+		p.MaxAccepted++ // for as long as the active version has left
+	}
+	next, _, err := kp.rotate(k, r, p, o, cause)
 	var refusal *keyring.Refusal
 	if errors.As(err, &refusal) {
 		return k.Block(cause, refusal.Text, kp.retryAfter(k, cause.Now)), nil
 	}
 	return next, err
+}
+
+// earliest returns the earlier of t and limit; a zero limit is none.
+func earliest(t, limit time.Time) time.Time {
+	if !limit.IsZero() && limit.Before(t) {
+		return limit
+	}
+	return t
 }
 
 // retryAfter is when a rotation that waits can first go on: at the promotion
@@ -349,11 +421,12 @@ func (kp *Keeper) endLeased(ctx context.Context, k *keyring.Key, now time.Time) 
 	return kp.finishDelete(ctx, tomb)
 }
 
-// Refile files a key again whose entry in the due index is lost.
+// Refile files a key again whose entry in the due index is lost, or is for
+// long after what is due.
 func (kp *Keeper) Refile(ctx context.Context, id string) error {
 	defer kp.Store.LockKey(id)()
 	k, err := kp.Store.Key(ctx, id)
-	if err != nil || k == nil || !kp.Store.LostFiling(k.NextTick) {
+	if err != nil || k == nil {
 		return err
 	}
 	due := kp.Store.Now()
@@ -363,6 +436,9 @@ func (kp *Keeper) Refile(ctx context.Context, id string) error {
 			return err
 		}
 		due = kp.due(ctx, k, r, due)
+	}
+	if !kp.Store.LostFiling(k.NextTick) && !kp.Store.Misfiled(k.NextTick, due) {
+		return nil
 	}
 	return kp.put(ctx, k, k.Clone(), due)
 }
@@ -390,19 +466,26 @@ func (kp *Keeper) Reschedule(ctx context.Context, id string) error {
 }
 
 // RotateForJob rotates a key for a bulk job, once for each job however often
-// it is asked. It reports whether this call did it.
+// it is asked. It reports whether the job has rotated it, now or before.
 func (kp *Keeper) RotateForJob(ctx context.Context, id, job string, cause keyring.Cause, wish RotateWish) (bool, error) {
+	done := false
 	before, after, _, err := kp.Update(ctx, id, func(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
 		if k.Job == job || k.Leased() {
+			done = k.Job == job
 			return k, nil
 		}
 		cause.Now = now
-		next, _, err := kp.rotate(k, r, wish.options(r), cause)
+		o, wait := wish.unattended(r, k.Now(now))
+		if !wait.IsZero() {
+			return nil, &keyring.Refusal{Rule: keyring.ErrOverlapTooLong, Text: fmt.Sprintf(
+				"clients of %s may sleep until %s, as the role told them before it was changed, and its overlap_period would be over before: rotate then, or give overlap_period", k.Label(), wait.UTC().Format(time.RFC3339))}
+		}
+		next, _, err := kp.rotate(k, r, r.Policy(), o, cause)
 		if err != nil {
 			return nil, err
 		}
 		next.Job = job
 		return next, nil
 	})
-	return err == nil && after != before, err
+	return err == nil && (done || after != before), err
 }

@@ -7,8 +7,6 @@
 package role
 
 import (
-	"encoding/json"
-	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -71,9 +69,11 @@ type Role struct {
 	LeakResponse    string            `json:"leak_response"`
 	CustomMetadata  map[string]string `json:"custom_metadata,omitempty"`
 
-	// Revision grows with each write, so that a job can tell which one it
-	// was started for.
-	Revision int `json:"revision,omitempty"`
+	// RefreshFormer is how often clients were told to look before a write told
+	// them to look more often. They may still sleep by it until
+	// RefreshFormerUntil.
+	RefreshFormer      time.Duration `json:"refresh_former,omitempty"`
+	RefreshFormerUntil time.Time     `json:"refresh_former_until,omitzero"`
 
 	extra jsonkeep.Extra
 }
@@ -113,14 +113,8 @@ func (r Role) MarshalJSON() ([]byte, error) { return jsonkeep.Marshal(roleFields
 
 // UnmarshalJSON reads a stored role and refuses a newer schema.
 func (r *Role) UnmarshalJSON(data []byte) error {
-	var head struct {
-		Schema int `json:"schema"`
-	}
-	if err := json.Unmarshal(data, &head); err != nil {
+	if err := jsonkeep.CheckSchema(data, Schema); err != nil {
 		return err
-	}
-	if head.Schema < 1 || head.Schema > Schema {
-		return fmt.Errorf("schema %d is not one that this plugin reads (1 to %d): run the newer plugin that wrote it", head.Schema, Schema)
 	}
 	extra, err := jsonkeep.Unmarshal(data, (*roleFields)(r))
 	r.extra = extra
@@ -169,6 +163,53 @@ func (r *Role) Refresh() time.Duration {
 	return max(time.Second, min(time.Hour, (r.OverlapPeriod/4).Truncate(time.Second)))
 }
 
+// RefreshTold is the longest that a client which looks again when it was told
+// to may sleep at now: Refresh, or what that was before a write shortened it.
+func (r *Role) RefreshTold(now time.Time) time.Duration {
+	if now.Before(r.RefreshFormerUntil) {
+		return max(r.RefreshFormer, r.Refresh())
+	}
+	return r.Refresh()
+}
+
+// Succeed makes r the role that takes the place of former at now: clients that
+// asked just before may sleep by what former told them. That matters where r
+// tells them to look more often, and where its keys can rotate earlier than
+// they were told and with an overlap that is over before they wake.
+func (r *Role) Succeed(former *Role, now time.Time) {
+	told := former.RefreshTold(now)
+	sooner := former.Schedule() != r.Schedule() || r.ActivationDelay < former.ActivationDelay
+	if told <= r.Refresh() && (told <= r.OverlapPeriod || !sooner) {
+		return
+	}
+	until := now.Add(former.Refresh())
+	if former.RefreshFormerUntil.After(until) {
+		until = former.RefreshFormerUntil
+	}
+	r.RefreshFormer, r.RefreshFormerUntil = told, until
+}
+
+// wakeSlack is how much longer than its ttl a client sleeps: Vault Agent adds
+// a second, and a ttl is rounded up to whole seconds.
+const wakeSlack = 2 * time.Second
+
+// OverlapFor is the overlap of a rotation that nobody watches, where the
+// version that it makes becomes active at the given time: overlap_period, or
+// longer where clients may sleep until later by what they were told before a
+// write of the role. Where max_overlap_period or max_accepted_versions leave
+// no room for that, wait is when they have woken; it is zero otherwise.
+func (r *Role) OverlapFor(active time.Time) (overlap time.Duration, wait time.Time) {
+	awake := r.RefreshFormerUntil.Add(wakeSlack)
+	if r.OverlapPeriod >= r.RefreshFormer+wakeSlack || !active.Before(awake) {
+		return r.OverlapPeriod, time.Time{}
+	}
+	asleep := (awake.Sub(active) + time.Second - 1).Truncate(time.Second)
+	if asleep > r.MaxOverlapPeriod || r.MaxAcceptedVersions == 1 {
+		return r.OverlapPeriod, awake
+	}
+	return max(r.OverlapPeriod, asleep), time.Time{}
+}
+
 // Notify is notify_before, or its default: a tenth of the interval.
 func (r *Role) Notify() time.Duration {
 	if r.NotifyBefore != nil {
@@ -180,6 +221,7 @@ func (r *Role) Notify() time.Duration {
 // SameSchedule tells whether keys filed under r are due at the same times
 // under o.
 func (r *Role) SameSchedule(o *Role) bool {
-	return r.Schedule() == o.Schedule() && r.VersionTTL == o.VersionTTL && r.MaxVersions == o.MaxVersions &&
+	sameLead := r.OverlapPeriod == o.OverlapPeriod && r.ActivationDelay == o.ActivationDelay
+	return r.Schedule() == o.Schedule() && r.VersionTTL == o.VersionTTL && (sameLead || r.VersionTTL == 0) && r.MaxVersions == o.MaxVersions &&
 		r.ExtendUntilDrained == o.ExtendUntilDrained && r.DrainQuietPeriod == o.DrainQuietPeriod
 }

@@ -155,7 +155,7 @@ func full() *role.Role {
 	r.RotationPeriod, r.RotationJitter, r.DisableAutomatedRotation = 30*day, 10, true
 	r.ExtendUntilDrained, r.ActivationDelay, r.VersionTTL, r.TTL, r.MaxTTL = true, time.Hour, 90*day, time.Hour, day
 	r.RefreshInterval, r.NotifyBefore = new(time.Minute), new(day)
-	r.CustomMetadata, r.Revision = map[string]string{"team": "a"}, 7
+	r.CustomMetadata = map[string]string{"team": "a"}
 	return r
 }
 
@@ -210,4 +210,37 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 			t.Errorf("the error does not say which: %v", err)
 		}
 	}
+}
+
+func TestARoleRemembersWhatClientsWereTold(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 1, 5, 0, 0, 0, 0, time.UTC)
+	change := func(r *role.Role, at time.Duration, edit func(*role.Role)) *role.Role {
+		next := r.Clone()
+		edit(next)
+		next.Succeed(r, now.Add(at))
+		return next
+	}
+	told := func(r *role.Role, at time.Duration, want time.Duration) {
+		t.Helper()
+		if got := r.RefreshTold(now.Add(at)); got != want {
+			t.Errorf("after %s clients may sleep for %s, want %s", at, got, want)
+		}
+	}
+	r := role.New("r") // an hour
+	short := change(r, 0, func(r *role.Role) { r.OverlapPeriod = 20 * time.Minute })
+	told(short, 0, time.Hour)
+	told(short, time.Hour-time.Second, time.Hour)
+	told(short, time.Hour, 5*time.Minute)
+	// The longest holds until all that were told less have woken, too.
+	shorter := change(short, 58*time.Minute, func(r *role.Role) { r.OverlapPeriod = 8 * time.Minute })
+	told(shorter, 59*time.Minute, time.Hour)
+	told(shorter, 62*time.Minute, time.Hour)
+	told(shorter, 63*time.Minute, 2*time.Minute)
+	// What changes nothing for those who sleep is not remembered, and nothing
+	// that is is forgotten.
+	if same := change(r, 0, func(r *role.Role) { r.OverlapPeriod = 30 * time.Hour }); !same.RefreshFormerUntil.IsZero() {
+		t.Errorf("a longer overlap is remembered until %s", same.RefreshFormerUntil)
+	}
+	told(change(short, time.Minute, func(r *role.Role) { r.OverlapPeriod = 30 * time.Hour }), 2*time.Minute, time.Hour)
 }

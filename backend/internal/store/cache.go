@@ -4,8 +4,10 @@ package store
 
 import (
 	"hash/maphash"
+	"maps"
 	"math"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
@@ -14,16 +16,25 @@ import (
 // own share of the limit.
 const cacheStripes = 64
 
+// settle is how long after a failed write what is read of the entry may still
+// change by that write: it was sent, and nobody knows whether it will arrive.
+// Vault ends a storage operation of its own long before.
+const settle = time.Minute
+
 // cache is a bounded cache in front of storage that never keeps what a write
 // has overtaken.
 //
 // A reader that missed may hold an old value while a writer stores a new one.
 // Each stripe counts the writes that begin and end in it; a reader adds what
 // it read only if none did in the meantime.
+//
+// A write that failed may take effect later all the same. Until the next one
+// succeeds, or the time to settle is over, its entry is read from storage.
 type cache[K comparable, V any] struct {
 	seed    maphash.Seed
 	limit   int
 	weigh   func(V) int
+	elapsed func() time.Duration
 	stripes [cacheStripes]stripe[K, V]
 }
 
@@ -32,13 +43,17 @@ type stripe[K comparable, V any] struct {
 	writes  uint64
 	entries *simplelru.LRU[K, V]
 	weight  int
+	// doubts has the keys whose last write failed, and until when what is read
+	// of them is not kept.
+	doubts map[K]time.Duration
 	// hits and misses count the look-ups.
 	hits, misses uint64
 }
 
-// newCache returns a cache for values that weigh up to limit together.
-func newCache[K comparable, V any](limit int, weigh func(V) int) *cache[K, V] {
-	c := &cache[K, V]{seed: maphash.MakeSeed(), limit: limit / cacheStripes, weigh: weigh}
+// newCache returns a cache for values that weigh up to limit together. elapsed
+// is the time that has passed since some fixed moment.
+func newCache[K comparable, V any](limit int, weigh func(V) int, elapsed func() time.Duration) *cache[K, V] {
+	c := &cache[K, V]{seed: maphash.MakeSeed(), limit: limit / cacheStripes, weigh: weigh, elapsed: elapsed}
 	for i := range c.stripes {
 		entries, err := simplelru.NewLRU[K, V](math.MaxInt, nil)
 		if err != nil {
@@ -76,27 +91,63 @@ func (c *cache[K, V]) reading(key K) (fill func(V)) {
 	return func(v V) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.writes == before {
+		if s.writes == before && !c.doubtful(s, key) {
 			c.add(s, key, v)
 		}
 	}
 }
 
-// writing is called before storage is written. Of the functions that it
-// returns, one must be called after: stored where the write succeeded, and
-// forget where it did not or nothing is to be cached.
-func (c *cache[K, V]) writing(key K) (stored func(V), forget func()) {
+// writing is called before storage is written. Of the methods of what it
+// returns, one must be called after.
+func (c *cache[K, V]) writing(key K) write[K, V] {
 	s := c.stripe(key)
 	s.mu.Lock()
 	s.writes++
 	s.mu.Unlock()
-	stored = func(v V) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.writes++
-		c.add(s, key, v)
+	return write[K, V]{c, key}
+}
+
+// write is a write of storage under way.
+type write[K comparable, V any] struct {
+	cache *cache[K, V]
+	key   K
+}
+
+// stored is for a write that succeeded: v is what storage holds now.
+func (w write[K, V]) stored(v V) {
+	s := w.cache.stripe(w.key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.writes++
+	delete(s.doubts, w.key)
+	w.cache.add(s, w.key, v)
+}
+
+// done is for a write that succeeded, or failed with err, and of which nothing
+// is to be kept.
+func (w write[K, V]) done(err error) {
+	s := w.cache.stripe(w.key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.writes++
+	w.cache.drop(s, w.key)
+	delete(s.doubts, w.key)
+	if err == nil {
+		return
 	}
-	return stored, func() { c.remove(key) }
+	now := w.cache.elapsed()
+	maps.DeleteFunc(s.doubts, func(_ K, end time.Duration) bool { return end <= now })
+	if s.doubts == nil {
+		s.doubts = map[K]time.Duration{}
+	}
+	s.doubts[w.key] = now + settle
+}
+
+// doubtful tells whether a failed write of key may still take effect. The
+// stripe is locked.
+func (c *cache[K, V]) doubtful(s *stripe[K, V], key K) bool {
+	end, ok := s.doubts[key]
+	return ok && c.elapsed() < end
 }
 
 // add puts v in the place of what was cached of key, and forgets what was used

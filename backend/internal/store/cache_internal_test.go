@@ -4,6 +4,7 @@ package store
 
 import (
 	"testing"
+	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 )
@@ -13,10 +14,9 @@ import (
 func TestACacheIsBoundedByWeight(t *testing.T) {
 	t.Parallel()
 	const share = 100 // of each stripe
-	c := newCache[int](share*cacheStripes, func(weight int) int { return weight })
+	c := newCache[int](share*cacheStripes, func(weight int) int { return weight }, func() time.Duration { return 0 })
 	put := func(key, weight int) {
-		stored, _ := c.writing(key)
-		stored(weight)
+		c.writing(key).stored(weight)
 	}
 	for round := range 50 {
 		for key := range 2000 {
@@ -61,12 +61,15 @@ func TestKeyBytesGrowWithTheKey(t *testing.T) {
 	k := &keyring.Key{Versions: make([]keyring.Version, 1)}
 	last := keyBytes(k)
 	for what, grow := range map[string]func(){
-		"versions": func() { k.Versions = append(k.Versions, keyring.Version{}) },
-		"history":  func() { k.History = append(k.History, keyring.Event{}) },
-		"requests": func() { k.Requests = append(k.Requests, keyring.Request{}) },
-		"scopes":   func() { k.Scopes = &[]string{"a"} },
-		"cidrs":    func() { k.BoundCIDRs = []string{"192.0.2.0/24"} },
-		"metadata": func() { k.CustomMetadata = map[string]string{"a": "b"} },
+		"versions":            func() { k.Versions = append(k.Versions, keyring.Version{}) },
+		"scopes of a version": func() { k.Versions[0].OverlapScopes = []string{"a"} },
+		"planned scopes":      func() { k.Versions[0].PlannedScopes = []string{"a"} },
+		"reason":              func() { k.Versions[0].Reason = "a" },
+		"history":             func() { k.History = append(k.History, keyring.Event{}) },
+		"requests":            func() { k.Requests = append(k.Requests, keyring.Request{}) },
+		"scopes":              func() { k.Scopes = &[]string{"a"} },
+		"cidrs":               func() { k.BoundCIDRs = []string{"192.0.2.0/24"} },
+		"metadata":            func() { k.CustomMetadata = map[string]string{"a": "b"} },
 	} {
 		grow()
 		if now := keyBytes(k); now <= last {

@@ -165,7 +165,7 @@ func TestConcurrentReadersAndWriters(t *testing.T) {
 			k := w.key(id)
 			for i := 1; i <= 200; i++ {
 				next := k.Clone()
-				next.Failures = i
+				next.RotateAt = minutes(i)
 				if err := w.store.CommitKey(t.Context(), k, next, minutes(5)); err != nil {
 					t.Error(err)
 					return
@@ -187,8 +187,8 @@ func TestConcurrentReadersAndWriters(t *testing.T) {
 						t.Errorf("KeyByName = %v, %v", k, err)
 						return
 					}
-					if k.Failures < least {
-						t.Errorf("read %d after %d was written", k.Failures, least)
+					if k.RotateAt.Before(minutes(least)) && least > 0 {
+						t.Errorf("read %s after %d was written", k.RotateAt, least)
 						return
 					}
 					if i%10 == 0 {
@@ -365,4 +365,37 @@ func TestConcurrentImportsAndLookups(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// TestASuccessorSharesLocksAndCaches: what is still under way on the store that
+// it takes the place of excludes what comes next, which sees what that wrote.
+func TestASuccessorSharesLocksAndCaches(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	k := w.create("a", minutes(5))
+	former := w.store
+	w.open()
+	w.store.Succeed(former)
+	w.counting.Reset()
+	if w.key("a"); w.counting.Under("key/").Get != 1 {
+		t.Error("the successor trusts what its predecessor had cached")
+	}
+	unlock := former.LockKey("a")
+	locked := make(chan func())
+	go func() { locked <- w.store.LockKey("a") }()
+	next := k.Clone()
+	next.Disabled = true
+	if err := former.CommitKey(t.Context(), k, next, minutes(5)); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-locked:
+		t.Fatal("both hold the lock of the key")
+	default:
+	}
+	unlock()
+	defer (<-locked)()
+	if !w.key("a").Disabled {
+		t.Error("the successor does not see what its predecessor wrote")
+	}
 }

@@ -88,6 +88,12 @@ func (d *dueIndex) file(ctx context.Context, id string, due time.Time, filed int
 	if due.IsZero() {
 		return 0, nil
 	}
+	ctx, cancel, err := detach(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer cancel()
+	d.follow(now)
 	first := max(minuteOf(due), now.Unix()/60+1)
 	if d.stays(filed, first) {
 		return filed, nil
@@ -110,6 +116,22 @@ func (d *dueIndex) file(ctx context.Context, id string, due time.Time, filed int
 		}
 	}
 	return minute, nil
+}
+
+// farAhead is how many minutes closed may be ahead of the clock, as a small
+// step back leaves it, before it comes down.
+const farAhead = 120
+
+// follow lets closed come down to the present where the wall clock was far
+// ahead and has been set back: nothing would be filed for so long otherwise. What
+// was filed in between stays marked, and comes up in its minute.
+func (d *dueIndex) follow(now time.Time) {
+	present := now.Unix() / 60
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed > present+farAhead {
+		d.closed = present
+	}
 }
 
 // stays tells whether what is filed at filed may stay there, where first is
@@ -265,7 +287,9 @@ func bitOf(minute int64) uint64 { return 1 << (minute % 60) }
 // hour it reads that hour's marker.
 func (s *Store) DueMinutes(ctx context.Context) ([]int64, error) {
 	d := s.due
-	present := s.clock.Now().Unix() / 60
+	now := s.clock.Now()
+	present := now.Unix() / 60
+	d.follow(now)
 	d.mu.Lock()
 	d.closed = max(d.closed, present)
 	hours := slices.Sorted(maps.Keys(d.hours))
@@ -384,12 +408,14 @@ func (s *Store) DropDue(ctx context.Context, minute int64, id string) error {
 }
 
 // Postpone files id again at due without touching its key, for a key that
-// cannot be read, and removes its entry at minute.
-func (s *Store) Postpone(ctx context.Context, id string, minute int64, due time.Time) error {
-	if _, err := s.due.file(ctx, id, due, 0, s.clock.Now()); err != nil {
-		return err
+// cannot be read or written, and removes its entry at minute. It returns where
+// it is filed now.
+func (s *Store) Postpone(ctx context.Context, id string, minute int64, due time.Time) (int64, error) {
+	filed, err := s.due.file(ctx, id, due, 0, s.clock.Now())
+	if err != nil {
+		return 0, err
 	}
-	return s.DropDue(ctx, minute, id)
+	return filed, s.DropDue(ctx, minute, id)
 }
 
 // LostFiling tells whether a key's entry in the due index must be gone: its
@@ -413,6 +439,17 @@ func (s *Store) LostFiling(minute int64) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.loaded && (h.todo|h.listed)&bitOf(minute) == 0
+}
+
+// Misfiled tells whether minute is so much later than due that the key must
+// have been filed when the clock was ahead.
+func (s *Store) Misfiled(minute int64, due time.Time) bool {
+	return !due.IsZero() && minute > max(minuteOf(due), s.PresentMinute())+farAhead
+}
+
+// mayBeMisfiled tells whether it is worth the while to ask what is due.
+func (s *Store) mayBeMisfiled(minute int64) bool {
+	return minute > s.PresentMinute()+24*60
 }
 
 // FiledAt tells whether filing at minute is right for what is due at due.

@@ -443,7 +443,7 @@ func TestPostpone(t *testing.T) {
 	w := newWorld(t)
 	k := w.create("a", minutes(1))
 	w.clock.Advance(2 * time.Minute)
-	if err := w.store.Postpone(t.Context(), "a", k.NextTick, minutes(30)); err != nil {
+	if _, err := w.store.Postpone(t.Context(), "a", k.NextTick, minutes(30)); err != nil {
 		t.Fatal(err)
 	}
 	w.expectTick()
@@ -494,5 +494,53 @@ func TestEveryFailureOfFiling(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestFilingFollowsTheClockBack: after a leap forward that the ticks believed,
+// and the way back, keys are filed for when they are due, and what was filed
+// before comes up.
+func TestFilingFollowsTheClockBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.create("before", minutes(3*60))
+	w.clock.Leap(365 * 24 * time.Hour)
+	if _, err := w.store.DueMinutes(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ahead := w.create("ahead", w.clock.Now().Add(time.Hour))
+	w.clock.Leap(-365 * 24 * time.Hour)
+	k := w.create("after", minutes(60))
+	if k.NextTick != minuteOf(minutes(60)) {
+		t.Errorf("a key due in an hour is filed %d minutes from now", k.NextTick-minuteOf(w.clock.Now()))
+	}
+	w.tick()
+	if k := w.create("later", minutes(61)); k.NextTick != minuteOf(minutes(61)) {
+		t.Errorf("after a tick it is filed %d minutes from now", k.NextTick-minuteOf(w.clock.Now()))
+	}
+	w.clock.Advance(62 * time.Minute)
+	w.expectTick("after", "later")
+	w.clock.Advance(2 * time.Hour)
+	w.expectTick("before")
+	w.clock.Advance(time.Unix(ahead.NextTick*60, 0).Sub(w.clock.Now()))
+	w.expectTick("ahead")
+}
+
+// TestAKeyFiledForLongAfterItIsDueIsReported when it is loaded.
+func TestAKeyFiledForLongAfterItIsDueIsReported(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.create("far", minutes(365*24*60))
+	w.create("near", minutes(60))
+	w.restart()
+	var told []string
+	w.store.OnLost = func(id string) { told = append(told, id) }
+	far := w.key("far")
+	w.key("near")
+	if len(told) != 1 || told[0] != "far" {
+		t.Errorf("OnLost was told of %q", told)
+	}
+	if !w.store.Misfiled(far.NextTick, minutes(24*60)) || w.store.Misfiled(far.NextTick, minutes(365*24*60)) || w.store.Misfiled(far.NextTick, time.Time{}) {
+		t.Error("the key is misfiled if it is due tomorrow, and only then")
 	}
 }

@@ -33,7 +33,7 @@ func (s *Store) Key(ctx context.Context, id string) (*keyring.Key, error) {
 		return nil, nil
 	}
 	fill(k)
-	if s.OnLost != nil && s.LostFiling(k.NextTick) {
+	if s.OnLost != nil && (s.LostFiling(k.NextTick) || s.mayBeMisfiled(k.NextTick)) {
 		s.OnLost(id)
 	}
 	return k, nil
@@ -98,14 +98,20 @@ func (s *Store) KeyByImport(ctx context.Context, d token.Digest, ask func() erro
 // locks of its role, name, digest and id. Writes: at most a marker, a due
 // entry, a member, a name, an imported digest, and the commit.
 func (s *Store) CreateKey(ctx context.Context, k *keyring.Key, due time.Time) error {
+	ctx, cancel, err := detach(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
 	if k.Imported {
 		if err := s.markImports(ctx); err != nil {
 			return err
 		}
 		d := k.Versions[0].Digest
-		_, forget := s.imported.writing(d)
-		defer forget()
-		if err := s.putPointer(ctx, s.importedPath(d), k.ID); err != nil {
+		write := s.imported.writing(d)
+		err := s.putPointer(ctx, s.importedPath(d), k.ID)
+		write.done(err)
+		if err != nil {
 			return err
 		}
 	}
@@ -113,9 +119,10 @@ func (s *Store) CreateKey(ctx context.Context, k *keyring.Key, due time.Time) er
 		return err
 	}
 	if k.Name != "" {
-		_, forget := s.names.writing(k.Name)
-		defer forget()
-		if err := s.putPointer(ctx, namePrefix+k.Name, k.ID); err != nil {
+		write := s.names.writing(k.Name)
+		err := s.putPointer(ctx, namePrefix+k.Name, k.ID)
+		write.done(err)
+		if err != nil {
 			return err
 		}
 	}
@@ -126,6 +133,11 @@ func (s *Store) CreateKey(ctx context.Context, k *keyring.Key, due time.Time) er
 // writes it in place of prev. The caller holds the key's lock. After an error
 // either state may be stored, and the next load finds out which.
 func (s *Store) CommitKey(ctx context.Context, prev, next *keyring.Key, due time.Time) error {
+	ctx, cancel, err := detach(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
 	filed := int64(0)
 	if prev != nil {
 		filed = prev.NextTick
@@ -141,12 +153,12 @@ func (s *Store) CommitKey(ctx context.Context, prev, next *keyring.Key, due time
 			return err
 		}
 	}
-	stored, forget := s.keys.writing(next.ID)
+	write := s.keys.writing(next.ID)
 	if err := s.put(ctx, keyPrefix+next.ID, next); err != nil {
-		forget()
+		write.done(err)
 		return fmt.Errorf("store %s: %w", next.Label(), err)
 	}
-	stored(next)
+	write.stored(next)
 	if filed != 0 && filed != minute {
 		s.due.unfile(ctx, filed, next.ID)
 	}
@@ -220,6 +232,11 @@ func (s *Store) Cleanup(k *keyring.Key) keyring.Cleanup {
 // caller holds the lock of the key. A new key that has taken over its name or
 // its imported token keeps them.
 func (s *Store) FinishDelete(ctx context.Context, tomb *keyring.Key) error {
+	ctx, cancel, err := detach(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
 	if c := tomb.Cleanup; c != nil {
 		if c.Name != "" {
 			defer s.names.remove(c.Name)
@@ -243,8 +260,10 @@ func (s *Store) FinishDelete(ctx context.Context, tomb *keyring.Key) error {
 		next.Cleanup, next.CustomMetadata = nil, nil
 		return s.CommitKey(ctx, tomb, next, time.Time{})
 	}
-	defer s.keys.remove(tomb.ID)
-	if err := s.remove(ctx, keyPrefix+tomb.ID); err != nil {
+	write := s.keys.writing(tomb.ID)
+	err = s.remove(ctx, keyPrefix+tomb.ID)
+	write.done(err)
+	if err != nil {
 		return err
 	}
 	if tomb.NextTick != 0 {

@@ -9,7 +9,6 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -47,14 +46,8 @@ func (m mountState) MarshalJSON() ([]byte, error) { return jsonkeep.Marshal(moun
 // UnmarshalJSON reads a stored mountState and refuses one that this code must
 // not use. The schema is judged first: a newer one may change everything else.
 func (m *mountState) UnmarshalJSON(data []byte) error {
-	var head struct {
-		Schema int `json:"schema"`
-	}
-	if err := json.Unmarshal(data, &head); err != nil {
-		return err
-	}
-	if head.Schema < 1 || head.Schema > mountSchema {
-		return fmt.Errorf("the mount's storage has schema %d and this plugin reads 1 to %d: run the newer plugin that wrote it", head.Schema, mountSchema)
+	if err := jsonkeep.CheckSchema(data, mountSchema); err != nil {
+		return fmt.Errorf("the mount's storage: %w", err)
 	}
 	extra, err := jsonkeep.Unmarshal(data, (*mountFields)(m))
 	if err != nil {

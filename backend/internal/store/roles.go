@@ -32,20 +32,22 @@ func (s *Store) Role(ctx context.Context, name string) (*role.Role, error) {
 
 // PutRole writes a role. The caller holds its lock.
 func (s *Store) PutRole(ctx context.Context, r *role.Role) error {
-	stored, forget := s.roles.writing(r.Name)
+	write := s.roles.writing(r.Name)
 	if err := s.put(ctx, rolePrefix+r.Name, r); err != nil {
-		forget()
+		write.done(err)
 		return fmt.Errorf("store role %q: %w", r.Name, err)
 	}
-	stored(r)
+	write.stored(r)
 	return nil
 }
 
 // DeleteRole removes a role. The caller holds its lock and has seen that it
 // has no members.
 func (s *Store) DeleteRole(ctx context.Context, name string) error {
-	defer s.roles.remove(name)
-	return s.remove(ctx, rolePrefix+name)
+	write := s.roles.writing(name)
+	err := s.remove(ctx, rolePrefix+name)
+	write.done(err)
+	return err
 }
 
 // Roles returns the names of all roles in order.
@@ -87,6 +89,9 @@ func (s *Store) Config(ctx context.Context) (Config, error) {
 		if _, err := s.get(ctx, configPath, &c); err != nil {
 			return Config{}, err
 		}
+		if s.clock.Elapsed() < s.configDoubt {
+			return c.Config, nil
+		}
 		s.config = &c.Config
 	}
 	return *s.config, nil
@@ -106,8 +111,9 @@ func (s *Store) UpdateConfig(ctx context.Context, change func(*Config) error) er
 	}
 	s.config = nil
 	if err := s.put(ctx, configPath, c); err != nil {
+		s.configDoubt = s.clock.Elapsed() + settle
 		return err
 	}
-	s.config = &c.Config
+	s.config, s.configDoubt = &c.Config, 0
 	return nil
 }

@@ -23,7 +23,7 @@ import (
 // Limits of the caches of one mount. A fresh key takes about 1.4 KB, one with
 // ten versions and a full history 28 KB (see BenchmarkLoadKey), so 128 MB hold
 // 80,000 of the former or 4,700 of the latter; a further one costs its
-// verification a read of storage and up to a millisecond. The others are counted in
+// verification a read of storage and a millisecond or two. The others are counted in
 // entries: a name or an imported token takes about 200 bytes, a role 1 KB.
 const (
 	keyCacheBytes     = 128 << 20
@@ -36,10 +36,25 @@ const (
 func keyBytes(k *keyring.Key) int {
 	n := 100 + 1000*len(k.Versions) + 180*len(k.History) + 150*len(k.Requests) + 40*len(k.BoundCIDRs)
 	if k.Scopes != nil {
-		n += 60 * len(*k.Scopes)
+		n += scopeBytes(*k.Scopes)
+	}
+	for i := range k.Versions {
+		v := &k.Versions[i]
+		n += len(v.Reason) + scopeBytes(v.OverlapScopes) + scopeBytes(v.PlannedScopes)
+	}
+	for i := range k.History {
+		n += len(k.History[i].Reason) + len(k.History[i].Detail)
 	}
 	for name, value := range k.CustomMetadata {
 		n += 60 + len(name) + len(value)
+	}
+	return n
+}
+
+func scopeBytes(scopes []string) int {
+	n := 0
+	for _, s := range scopes {
+		n += 16 + len(s)
 	}
 	return n
 }
@@ -73,10 +88,13 @@ type Store struct {
 
 	configMu sync.Mutex
 	config   *Config
+	// configDoubt is until when a failed write of it may still take effect.
+	configDoubt time.Duration
 
 	due *dueIndex
 	// OnLost, where set before first use, is told of keys that were loaded and
-	// whose entry in the due index is gone. It must not block or lock a key.
+	// whose entry in the due index is gone, or is for a day so far ahead that
+	// what is due has to be compared with it. It must not block or lock a key.
 	OnLost func(id string)
 
 	keyLocks    []*locksutil.LockEntry
@@ -102,10 +120,10 @@ func Open(ctx context.Context, storage logical.Storage, c clock.Clock, rand io.R
 
 		pointerLocks: locksutil.CreateLocks(),
 	}
-	s.keys = newCache[string](keyCacheBytes, keyBytes)
-	s.names = newCache[string](nameCacheSize, one[string])
-	s.roles = newCache[string](roleCacheSize, one[*role.Role])
-	s.imported = newCache[token.Digest](importedCacheSize, one[string])
+	s.keys = newCache[string](keyCacheBytes, keyBytes, c.Elapsed)
+	s.names = newCache[string](nameCacheSize, one[string], c.Elapsed)
+	s.roles = newCache[string](roleCacheSize, one[*role.Role], c.Elapsed)
+	s.imported = newCache[token.Digest](importedCacheSize, one[string], c.Elapsed)
 	if err := s.openMount(ctx, rand, writable); err != nil {
 		return nil, err
 	}
@@ -114,6 +132,19 @@ func Open(ctx context.Context, storage logical.Storage, c clock.Clock, rand io.R
 		return nil, err
 	}
 	return s, nil
+}
+
+// Succeed makes s, which nobody uses yet, take the place of former: what is
+// still under way on that one shares its locks, and the caches, which are
+// emptied.
+func (s *Store) Succeed(former *Store) {
+	s.keyLocks, s.nameLocks, s.digestLocks = former.keyLocks, former.nameLocks, former.digestLocks
+	s.roleLocks, s.pointerLocks = former.roleLocks, former.pointerLocks
+	s.keys, s.names, s.roles, s.imported = former.keys, former.names, former.roles, former.imported
+	s.keys.purge()
+	s.names.purge()
+	s.roles.purge()
+	s.imported.purge()
 }
 
 // LockKey locks one key for a transition and returns the unlock.
@@ -192,7 +223,33 @@ func (s *Store) get(ctx context.Context, path string, v any) (bool, error) {
 	return true, nil
 }
 
+// writeTime bounds the writes of one transition. Vault gives up a request
+// after 90 seconds; storage that takes half a minute is as good as down.
+const writeTime = 30 * time.Second
+
+type detachedKey struct{}
+
+// detach returns the context for the writes of a transition: it does not end
+// with the request or the worker that asked for it. Over gRPC a Put whose
+// context ends returns at once, while Vault goes on writing; the two would
+// then disagree. Nothing is begun for a caller who is gone already.
+func detach(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, fmt.Errorf("nothing was written: %w", err)
+	}
+	if ctx.Value(detachedKey{}) != nil {
+		return ctx, func() {}, nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
+	return context.WithValue(ctx, detachedKey{}, true), cancel, nil
+}
+
 func (s *Store) put(ctx context.Context, path string, v any) error {
+	ctx, cancel, err := detach(ctx)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", kindOf(path), err)
+	}
+	defer cancel()
 	data, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", kindOf(path), err)
@@ -204,6 +261,11 @@ func (s *Store) put(ctx context.Context, path string, v any) error {
 }
 
 func (s *Store) remove(ctx context.Context, path string) error {
+	ctx, cancel, err := detach(ctx)
+	if err != nil {
+		return fmt.Errorf("delete %s: %w", kindOf(path), err)
+	}
+	defer cancel()
 	if err := s.storage.Delete(ctx, path); err != nil {
 		return fmt.Errorf("delete %s: %w", kindOf(path), err)
 	}

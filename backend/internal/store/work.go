@@ -20,6 +20,11 @@ func (s *Store) PutWork(ctx context.Context, id string, v any) error {
 // FinishWork keeps v as the last result of a job and ends it. A crash between
 // the two writes leaves a finished job under way, which is finished again.
 func (s *Store) FinishWork(ctx context.Context, id string, v any) error {
+	ctx, cancel, err := detach(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
 	if err := s.put(ctx, donePrefix+id, v); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@
 package storetest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"sync"
@@ -27,6 +28,11 @@ type Fault struct {
 	// Rest fails every later operation too, without effect: the process has
 	// crashed, or lost its leadership.
 	Rest bool
+	// Late keeps the Puts and Deletes that fail, which take effect at Release:
+	// the caller gave up and storage went on.
+	Late bool
+	// Only, where set, counts and fails only the operations that it tells.
+	Only func(Op) bool
 }
 
 // Faulty fails operations where it is told to, and lets a test run code
@@ -39,6 +45,8 @@ type Faulty struct {
 	seen          int
 	failed        int
 	before, after func(Op)
+	// late are the operations that Release lets take effect.
+	late []func() error
 }
 
 // NewFaulty returns a Faulty in front of inner that fails nothing yet.
@@ -54,6 +62,21 @@ func (f *Faulty) Inject(fault Fault) {
 
 // Heal fails nothing any more.
 func (f *Faulty) Heal() { f.Inject(Fault{}) }
+
+// Release lets what failed under Fault.Late take effect, in order, and returns
+// the first error of the inner storage.
+func (f *Faulty) Release() error {
+	f.mu.Lock()
+	late := f.late
+	f.late = nil
+	f.mu.Unlock()
+	for _, do := range late {
+		if err := do(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // Failed is how many operations were made to fail since the last Inject.
 func (f *Faulty) Failed() int {
@@ -79,18 +102,18 @@ func (f *Faulty) After(hook func(Op)) {
 }
 
 // run performs one operation by do.
-func (f *Faulty) run(op Op, do func() error) error {
+func (f *Faulty) run(ctx context.Context, op Op, do func(context.Context) error) error {
 	f.mu.Lock()
 	before := f.before
 	f.mu.Unlock()
 	if before != nil {
 		before(op)
 	}
-	fails, applied := f.judge(op.Kind)
+	fails, applied := f.judge(op, func() error { return do(context.WithoutCancel(ctx)) })
 	if fails && !applied {
 		return ErrInjected
 	}
-	err := do()
+	err := do(ctx)
 	f.mu.Lock()
 	after := f.after
 	f.mu.Unlock()
@@ -103,12 +126,17 @@ func (f *Faulty) run(op Op, do func() error) error {
 	return err
 }
 
-func (f *Faulty) judge(k Kind) (fails, applied bool) {
+func (f *Faulty) judge(op Op, do func() error) (fails, applied bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.fault.At == 0 || f.fault.WritesOnly && !k.Write() {
+	if f.fault.At == 0 || f.fault.WritesOnly && !op.Kind.Write() || f.fault.Only != nil && !f.fault.Only(op) {
 		return false, false
 	}
+	defer func() {
+		if fails && !applied && f.fault.Late && op.Kind.Write() {
+			f.late = append(f.late, do)
+		}
+	}()
 	f.seen++
 	switch {
 	case f.seen == f.fault.At:
@@ -123,7 +151,7 @@ func (f *Faulty) judge(k Kind) (fails, applied bool) {
 
 // Get passes on or fails.
 func (f *Faulty) Get(ctx context.Context, key string) (entry *logical.StorageEntry, err error) {
-	err = f.run(Op{Get, key}, func() (err error) {
+	err = f.run(ctx, Op{Get, key}, func(ctx context.Context) (err error) {
 		entry, err = f.inner.Get(ctx, key)
 		return err
 	})
@@ -135,17 +163,19 @@ func (f *Faulty) Get(ctx context.Context, key string) (entry *logical.StorageEnt
 
 // Put passes on or fails.
 func (f *Faulty) Put(ctx context.Context, entry *logical.StorageEntry) error {
-	return f.run(Op{Put, entry.Key}, func() error { return f.inner.Put(ctx, entry) })
+	kept := *entry
+	kept.Value = bytes.Clone(entry.Value)
+	return f.run(ctx, Op{Put, entry.Key}, func(ctx context.Context) error { return f.inner.Put(ctx, &kept) })
 }
 
 // Delete passes on or fails.
 func (f *Faulty) Delete(ctx context.Context, key string) error {
-	return f.run(Op{Delete, key}, func() error { return f.inner.Delete(ctx, key) })
+	return f.run(ctx, Op{Delete, key}, func(ctx context.Context) error { return f.inner.Delete(ctx, key) })
 }
 
 // List passes on or fails.
 func (f *Faulty) List(ctx context.Context, prefix string) (names []string, err error) {
-	err = f.run(Op{List, prefix}, func() (err error) {
+	err = f.run(ctx, Op{List, prefix}, func(ctx context.Context) (err error) {
 		names, err = f.inner.List(ctx, prefix)
 		return err
 	})

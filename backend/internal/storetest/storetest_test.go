@@ -3,6 +3,7 @@
 package storetest_test
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -262,5 +263,28 @@ func TestScanFindsEveryForm(t *testing.T) {
 	}
 	if storetest.Scan(m, "short") == nil {
 		t.Error("a secret too short to look for was accepted")
+	}
+}
+
+// TestLateWritesTakeEffectAtRelease: a write that fails late is not there until
+// then, and holds what it held when it was made.
+func TestLateWritesTakeEffectAtRelease(t *testing.T) {
+	t.Parallel()
+	memory := storetest.NewMemory()
+	f := storetest.NewFaulty(memory)
+	f.Inject(storetest.Fault{At: 1, Rest: true, Late: true, WritesOnly: true, Only: func(op storetest.Op) bool { return op.Path != "b" }})
+	entry := &logical.StorageEntry{Key: "a", Value: []byte("1")}
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := f.Put(ctx, entry); !errors.Is(err, storetest.ErrInjected) {
+		t.Fatal(err)
+	}
+	cancel()
+	entry.Value[0] = '2'
+	put(t, f, "b", "1")
+	if got := get(t, memory, "a") + get(t, memory, "b"); got != "<none>1" {
+		t.Errorf("before the release there is %s", got)
+	}
+	if err := f.Release(); err != nil || get(t, memory, "a") != "1" {
+		t.Errorf("after the release there is %s: %v", get(t, memory, "a"), err)
 	}
 }
