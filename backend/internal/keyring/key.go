@@ -441,9 +441,14 @@ func (k *Key) size() int {
 	for i := range k.Versions {
 		n += k.Versions[i].size()
 	}
-	for i := range k.History {
-		e := &k.History[i]
-		n += eventOverhead + textSize([]string{e.Actor, e.EntityID, e.Accessor, e.Reason, e.Detail}) + extraSize(e.extra)
+	for _, events := range [][]Event{k.History, k.Owed} {
+		for i := range events {
+			e := &events[i]
+			n += eventOverhead + textSize([]string{e.Actor, e.EntityID, e.Accessor, e.Reason, e.Detail}) + extraSize(e.extra)
+		}
+	}
+	for i := range k.Confirmations {
+		n += eventOverhead + textSize([]string{k.Confirmations[i].Instance})
 	}
 	for i := range k.Requests {
 		n += requestOverhead + textSize([]string{k.Requests[i].ID}) + extraSize(k.Requests[i].extra)
