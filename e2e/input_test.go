@@ -73,7 +73,7 @@ func TestBadInputGetsAClearErrorAndChangesNothing(t *testing.T) {
 
 	// Unknown fields.
 	for _, path := range []string{"config", "roles/new", "roles/trading", "roles/trading/rotate", "keys/new", "keys/acme", "import", "rotate/acme",
-		"promote/pending", "rollback/acme", "extend/acme", "retire/acme", "revoke/acme", "sweep"} {
+		"webhooks/new", "promote/pending", "rollback/acme", "extend/acme", "retire/acme", "revoke/acme", "sweep"} {
 		add("POST", path, fields("colour", "red"), bad, `"colour"`, "not a field")
 	}
 	for _, path := range []string{"config", "roles/trading", "keys/acme"} {
@@ -210,6 +210,20 @@ func TestBadInputGetsAClearErrorAndChangesNothing(t *testing.T) {
 	add("POST", "rotate-leased/tooshort", map[string]any{}, bad, "key_id")
 	add("POST", "rotate-leased/"+strings.Repeat("0", 12), map[string]any{}, gone)
 
+	// Confirming and watching.
+	add("POST", "confirm/acme", fields("instance", "eu-1"), bad, "version")
+	add("POST", "confirm/acme", fields("version", 9, "instance", "eu-1"), bad, "no version 9")
+	add("POST", "confirm/acme", fields("version", "many", "instance", "eu-1"), bad, "version")
+	add("POST", "confirm/acme", fields("version", 1, "instance", "two words"), bad, "instance")
+	add("POST", "confirm/acme", fields("version", 1, "instance", junk), bad, "instance")
+	for _, path := range []string{"usage/unknown", "rollovers/deleted", "rollovers/unknown"} {
+		add("GET", path, nil, gone, "no key named")
+	}
+	add("POST", "confirm/unknown", fields("version", 1, "instance", "eu-1"), gone, "no key named")
+	add("GET", "rollovers/disabled", nil, gone, "no rollover under way")
+	add("GET", "rollovers?list=true&limit=-1", nil, bad, "limit")
+	add("GET", "webhooks?list=true&limit=some", nil, bad, "limit")
+
 	before := m.snapshot()
 	for _, r := range table {
 		m.refuses(r.status, r.method, r.path, r.body, r.words...)
@@ -275,7 +289,7 @@ func TestASecretInTheWrongFieldIsNeverEchoed(t *testing.T) {
 		for _, found := range helpField.FindAllStringSubmatch(help, -1) {
 			names = append(names, found[1])
 		}
-		if strings.Contains(example, "sweep") || strings.Contains(example, "info") {
+		if slices.Contains([]string{"sweep", "info", "metrics"}, example) {
 			names = append(names, "name")
 		} else if len(names) < 2 {
 			t.Errorf("%s: no fields in its help: %s", path, help)

@@ -260,7 +260,7 @@ func TestHistoryTellsItAll(t *testing.T) {
 		"version.retiring 1", "version.activated 2",
 		"overlap.extended 1 (slow clients)",
 		"key.rolled_back 1 (clients fail)", "version.retiring 2 (clients fail)", "version.activated 1 (clients fail)",
-		"version.retired 2",
+		"version.retired 2", "rollover.completed 2",
 		"version.compromised 1 (leaked)", "version.created 3 (leaked)", "version.activated 3 (leaked)",
 		"key.updated",
 	}

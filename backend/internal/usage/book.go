@@ -204,7 +204,7 @@ func (b *Book) flushPage(ctx context.Context, w *work, now time.Time) (writes in
 	size := p.size()
 	for i, id := range w.dirty {
 		if size >= fullSize {
-			rest = w.dirty[i:]
+			rest, changed = w.dirty[i:], true // to be split
 			break
 		}
 		d := b.tracker.take(id)
@@ -257,7 +257,7 @@ func (b *Book) judgeHour(name string, p *page, now time.Time) {
 func (b *Book) save(ctx context.Context, name string, p *page, taken map[string]delta) (writes int, err error) {
 	p.Serial++
 	data, err := encodePage(p)
-	if err == nil && len(data) > splitSize && len(name) < maxDepth && len(p.Keys) > 1 && b.known.has(name) {
+	if err == nil && (len(data) > splitSize || p.size() >= fullSize) && len(name) < maxDepth && len(p.Keys) > 1 && b.known.has(name) {
 		return b.split(ctx, name, p, taken)
 	}
 	if err == nil {
@@ -395,7 +395,6 @@ func (b *Book) read(ctx context.Context, keyID string, now time.Time) (use map[i
 	}
 	use = map[int]Version{}
 	if k := p.Keys[keyID]; k != nil {
-		k.dropHours(b.oldest(now))
 		lost = k.Lost
 		for number, sources := range k.Versions {
 			v := Version{Sources: map[string]Source{}}
@@ -406,6 +405,11 @@ func (b *Book) read(ctx context.Context, keyID string, now time.Time) (use map[i
 		}
 	}
 	b.tracker.addLive(keyID, use, now)
+	for _, v := range use {
+		for _, s := range v.Sources {
+			dropHours(s.Hours, b.oldest(now))
+		}
+	}
 	return use, lost, nil
 }
 

@@ -214,6 +214,13 @@ func (k *keyPage) each(f func(slot int64) bool) {
 
 func (k *keyPage) dropHours(before int64) { k.each(func(slot int64) bool { return slot >= before }) }
 
+func dropHours(hours map[string]uint64, before int64) {
+	maps.DeleteFunc(hours, func(h string, _ uint64) bool {
+		slot, err := strconv.ParseInt(h, 10, 64)
+		return err != nil || slot < before
+	})
+}
+
 func (k *keyPage) hasHours() (has bool) {
 	k.each(func(int64) bool { has = true; return true })
 	return has

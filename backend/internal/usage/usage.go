@@ -5,8 +5,11 @@
 //
 // A Tracker counts in memory, at the cost of a map look-up: nothing is read or
 // written when a key is verified. A Book adds what was counted to pages in
-// storage about once a minute, and only to pages whose keys were used. A crash
-// loses the counts since the last flush and nothing else.
+// storage about once a minute, and only to pages whose keys were used, with at
+// most 64 writes. 100,000 keys with two sources each that were all used in the
+// last two hours take 128 pages of at most 226 KiB, and 3 flushes to be stored
+// (see TestWritesAreBoundedAt100000ActiveKeys); no page reaches 512 KiB. A crash
+// loses the counts since the last flush of their page and nothing else.
 //
 // What is not known is not guessed: after a start, and after a record had to
 // make room for others, quiet time counts from that moment, so a loss of
