@@ -50,7 +50,15 @@ func (b *Backend) claim(ctx context.Context, c *call) (*logical.Response, error)
 		return nil, err
 	}
 	b.misses.spend(claimPattern)
-	claim, err := c.watch.claims.Redeem(ctx, c.text("code"))
+	// The key is looked at first: a code is used up only for a key that can be
+	// handed out.
+	claim, err := c.watch.claims.Peek(ctx, c.text("code"))
+	data := map[string]any{}
+	if err == nil {
+		if data, err = b.claimed(ctx, c, claim); err == nil {
+			claim, err = c.watch.claims.Redeem(ctx, c.text("code"))
+		}
+	}
 	switch {
 	case errors.Is(err, webhook.ErrClaimReused):
 		c.noteClaim(ctx, claim, keyring.EventClaimReused)
@@ -60,6 +68,13 @@ func (b *Backend) claim(ctx context.Context, c *call) (*logical.Response, error)
 	case err != nil:
 		return nil, err
 	}
+	c.noteClaim(ctx, claim, keyring.EventClaimRedeemed)
+	return &logical.Response{Data: data}, nil
+}
+
+// claimed is the answer to a code, or errNoClaim where its version is not
+// accepted, or not stored, any more.
+func (b *Backend) claimed(ctx context.Context, c *call, claim webhook.Claim) (map[string]any, error) {
 	k, err := c.store.Key(ctx, claim.KeyID)
 	if err != nil {
 		return nil, err
@@ -75,12 +90,11 @@ func (b *Backend) claim(ctx context.Context, c *call) (*logical.Response, error)
 	if apiKey == "" || !v.AcceptedAt(k.Now(c.store.Now())) {
 		return nil, errNoClaim
 	}
-	c.noteClaim(ctx, claim, keyring.EventClaimRedeemed)
 	data := map[string]any{fieldAPIKey: apiKey, fieldKeyID: k.ID, fieldVersion: v.Number}
 	if k.Name != "" {
 		data[fieldName] = k.Name
 	}
-	return &logical.Response{Data: data}, nil
+	return data, nil
 }
 
 // noteClaim tells what was done with a code. The code is spent by then, so a

@@ -344,7 +344,7 @@ func (m *mount) tryInfo(name string) (keyInfo, error) {
 	return convert[keyInfo](a.data)
 }
 
-func (k keyInfo) version(number int) versionInfo {
+func (k keyInfo) version(number int) versionInfo { //nolint:unparam // callers say which
 	i := slices.IndexFunc(k.Versions, func(v versionInfo) bool { return v.Version == number })
 	if i < 0 {
 		return versionInfo{State: "absent"}

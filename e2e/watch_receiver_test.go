@@ -278,7 +278,7 @@ type sourceUse struct {
 
 func (u useInfo) version(number int) versionUse { return u.Versions[strconv.Itoa(number)] }
 
-func (m *mount) use(name string) useInfo {
+func (m *mount) use(name string) useInfo { //nolint:unparam // callers say whose
 	m.t.Helper()
 	info, err := convert[useInfo](m.read("usage/" + name))
 	if err != nil {
