@@ -260,7 +260,7 @@ func (j *judge) status() Status {
 			return Stalled
 		}
 		return AtRisk
-	case progress >= late && j.oldRecent > 0 && j.report.Moved < most:
+	case progress >= late && len(j.report.Laggards) > 0 && j.oldRecent > 0 && j.report.Moved < most:
 		return Stalled
 	}
 	return OnTrack
