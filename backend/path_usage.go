@@ -150,7 +150,7 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 	if through.IsZero() {
 		c.warn("reported_through is absent: while it is, no version that this verifier may have seen counts as drained")
 	}
-	if !c.keeper.Book.Reports.Accept(c.caller()+"|"+verifier, boot, uint64(c.number("sequence")), through, now) {
+	if !c.keeper.Book.Reports.Accept(c.caller()+"|"+verifier, boot, uint64(c.number("sequence")), through, now) { //nolint:gosec // it is at least 1
 		answer["duplicate"] = true
 		return &logical.Response{Data: answer}, nil
 	}

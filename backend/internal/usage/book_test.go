@@ -53,13 +53,13 @@ func flush(t *testing.T, b *usage.Book, now time.Time) {
 	}
 }
 
-func count(t *testing.T, b *usage.Book, id string, number int, now time.Time) uint64 {
+func count(t *testing.T, b *usage.Book, id string, now time.Time) uint64 {
 	t.Helper()
 	use, err := b.Read(t.Context(), id, now)
 	if err != nil {
 		t.Fatalf("read: %v", err)
 	}
-	return use[number].Count
+	return use[1].Count
 }
 
 // flushAll flushes until nothing is left, and returns how often it took.
@@ -108,12 +108,12 @@ func TestWritesAreBoundedAt100000ActiveKeys(t *testing.T) {
 		t.Errorf("%d and %d flushes", first, second)
 	}
 	for _, i := range []int{0, 1, 77_777, keys - 1} {
-		if got := count(t, b, id(i), 1, at(time.Hour)); got != 4 {
+		if got := count(t, b, id(i), at(time.Hour)); got != 4 {
 			t.Errorf("key %d was used %d times, want 4", i, got)
 		}
 	}
 	restarted := usage.NewBook(usage.New(at(2*time.Hour)), s)
-	if got := count(t, restarted, id(4711), 1, at(2*time.Hour)); got != 4 {
+	if got := count(t, restarted, id(4711), at(2*time.Hour)); got != 4 {
 		t.Errorf("after a restart a key was used %d times, want 4", got)
 	}
 }
@@ -192,7 +192,7 @@ func TestAFlushThatIsCutOffLosesOnlyWhatWasNotFlushed(t *testing.T) {
 						if i%90 != 0 { // each costs the decoding of a page
 							continue
 						}
-						if got := count(t, b, id(i), 1, at(time.Hour)); got < least || got > 2 {
+						if got := count(t, b, id(i), at(time.Hour)); got < least || got > 2 {
 							t.Fatalf("%s, round %d: key %d was used %d times, want %d to 2", what, round, i, got, least)
 						}
 					}
@@ -219,7 +219,7 @@ func TestAFlushThatIsCutOffLosesOnlyWhatWasNotFlushed(t *testing.T) {
 func TestPagesAgainstATwin(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(4) {
-		random := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test that can be repeated
+		random := rand.New(rand.NewPCG(seed, 1))
 		faulty := storetest.NewFaulty(storetest.NewMemory())
 		s := &shelf{Storage: faulty}
 		tracker := usage.New(start)
@@ -241,14 +241,14 @@ func TestPagesAgainstATwin(t *testing.T) {
 			now = now.Add(time.Minute)
 		}
 		for id, want := range sample(twin) {
-			if got := count(t, b, id, 1, now); got != want {
+			if got := count(t, b, id, now); got != want {
 				t.Fatalf("seed %d: %s was used %d times, want %d", seed, id, got, want)
 			}
 		}
 		flushAll(t, b, s, now)
 		b = usage.NewBook(usage.New(now), s)
 		for id, want := range sample(twin) {
-			if got := count(t, b, id, 1, now); got != want {
+			if got := count(t, b, id, now); got != want {
 				t.Fatalf("seed %d, after a restart: %s was used %d times, want %d", seed, id, got, want)
 			}
 		}
