@@ -212,8 +212,8 @@ func TestARolloverOfTwoHundredClientsIsWatched(t *testing.T) {
 		}
 		return nil
 	})
-	f.present() // refused, each of them
 	m.write("sweep", nil)
+	f.present() // refused, each of them
 	for _, name := range names {
 		history, kind := m.history(name), kinds[name]
 		v := m.info(name).version(1)

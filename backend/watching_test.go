@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
+)
+
+// TestUseSurvivesARestart: in keys/<name> and in usage/<name>, and a retried
+// report still counts once.
+func TestUseSurvivesARestart(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.role(nil)
+	v1 := m.key("acme", nil)
+	m.wantCodes("VALID VALID", v1, v1)
+	m.tell()
+	id := text(t, m.read("keys/acme")[fieldKeyID])
+	report := object{
+		"verifier": "edge", "boot": "1", "sequence": 1, "reported_through": m.clock.Now().Format(time.RFC3339),
+		"entries": []any{object{fieldKeyID: id, fieldVersion: 1, fieldSource: "eu", "count": 5}},
+	}
+	m.write("usage", report)
+	wants := func() {
+		t.Helper()
+		if v := versions(t, m.read("keys/acme"))[0]; number(t, v["use_count"]) != 7 || v["last_used_time"] != "2026-01-05T00:00:00Z" {
+			t.Errorf("the key says %v, %v", v["use_count"], v["last_used_time"])
+		}
+		if v := aMap(t, aMap(t, m.read("usage/acme")["versions"])["1"]); number(t, v["use_count"]) != 7 {
+			t.Errorf("usage says %v", v)
+		}
+	}
+	wants()
+	m.flush()
+	wants()
+	m = m.reopen()
+	wants()
+	if got := m.write("usage", report); got["duplicate"] != true {
+		t.Errorf("a report that is sent again answers %v", got)
+	}
+	wants()
+	history := toJSON(m.read("history/acme"))
+	if strings.Count(history, "version.first_used") != 1 {
+		t.Errorf("the history is %s", history)
+	}
+}
+
+func TestAnIdleMinuteCostsNothingWithWebhooksToo(t *testing.T) {
+	t.Parallel()
+	memory := storetest.NewMemory()
+	counting := storetest.NewCounting(memory)
+	m := newMountOn(t, memory, counting, clock.NewManual(epoch.Add(30*time.Second)))
+	idle := func() {
+		t.Helper()
+		for range 5 {
+			counting.Reset()
+			m.clock.Advance(time.Minute)
+			m.tick()
+			m.flush()
+			if got := counting.Total(); got.All() != 0 {
+				t.Errorf("an idle minute costs %s", got)
+			}
+		}
+	}
+	idle()
+	m.write("webhooks/hook", object{"url": "https://example.com/hook", "enabled": false})
+	m.flush()
+	idle()
+}
+
+// TestNoEventsAreKeptWhereNobodyIsTold also for a webhook that was refused.
+func TestNoEventsAreKeptWhereNobodyIsTold(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.role(object{"overlap_period": "1h"})
+	m.refused(badStatus, "update", "webhooks/hook", object{"url": "file:///etc/passwd"}, "url")
+	m.key("acme", nil)
+	m.rotate("acme", nil)
+	for path, value := range m.snapshot() {
+		if strings.HasPrefix(path, "outbox/") || strings.HasPrefix(path, "key/") && strings.Contains(value, `"owed"`) {
+			t.Errorf("%s keeps events", path)
+		}
+	}
+}
