@@ -101,6 +101,14 @@ func (m *mount) tell() {
 	}
 }
 
+// flush stores what was counted.
+func (m *mount) flush() {
+	m.t.Helper()
+	if err := m.engineNow().watch.flush(m.t.Context()); err != nil {
+		m.t.Fatalf("flush: %v", err)
+	}
+}
+
 // newIdleMount is newMountOn without the initialization.
 func newIdleMount(t *testing.T, memory *storetest.Memory, storage logical.Storage, c *clock.Manual) *mount {
 	t.Helper()
