@@ -54,7 +54,7 @@ func TestRotationOfARoleRotatesEachNamedKeyOnce(t *testing.T) {
 			t.Errorf("%s: the current version is %d, want %d", name, got.CurrentVersion, want)
 		}
 	}
-	last := m.history("client-00")
+	last := activations(m.history("client-00"))
 	if e := last[len(last)-1]; !strings.Contains(e.Reason, "quarterly") || e.Actor != "root" {
 		t.Errorf("the history does not tell who and why: %+v", e)
 	}

@@ -172,7 +172,7 @@ func TestRevokingAPrefixLeavesNothing(t *testing.T) {
 	}
 	m.accepts(spared.apiKey)
 	m.must(http.MethodDelete, "roles/trading", nil)
-	m.refuses(http.StatusBadRequest, http.MethodDelete, "roles/other", nil, "1 keys")
+	m.refuses(http.StatusBadRequest, http.MethodDelete, "roles/other", nil, "1 key ")
 }
 
 func TestDisablingTheEngineWithLiveLeasesLeavesNothing(t *testing.T) {

@@ -196,7 +196,7 @@ func TestDeletingWhatIsAbsentSucceeds(t *testing.T) {
 	m := onDev(t)
 	m.role("trading")
 	m.key("acme", "trading")
-	m.refuses(http.StatusBadRequest, http.MethodDelete, "roles/trading", nil, "1 keys", "role=trading")
+	m.refuses(http.StatusBadRequest, http.MethodDelete, "roles/trading", nil, "1 key ", "role=trading")
 	for range 2 {
 		m.must(http.MethodDelete, "keys/acme", nil)
 	}
