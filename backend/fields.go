@@ -135,7 +135,7 @@ func newKeyFields() fields {
 		fieldAPIKey:      secret(textField("The new API key. It is absent where it was imported, or is no longer stored.")),
 		fieldKeyID:       always(textField("Id of the key. It is public and never changes.")),
 		fieldVersion:     always(intField("Number of the version.")),
-		fieldState:       always(textField("State of the version: active, or pending until its activation delay is over.")),
+		fieldState:       textField("State of the version: active, or pending until its activation delay is over. It is absent where a repeated request names a version that has ended and is forgotten."),
 		fieldOverlapEnds: timeField("Until when clients may use the version that was superseded."),
 	}
 }

@@ -32,7 +32,7 @@ func keyInputFields() fields {
 		fieldMetadata:     pairsField("Names and values for people and filters, at most 64."),
 		fieldEnabled:      byDefault(boolField("A key that is not enabled is refused with DISABLED and not rotated."), true),
 		fieldImportKey:    secret(textField("A token made elsewhere, of 16 to 512 printable characters, that becomes version 1.")),
-		fieldImportSHA256: textField("The SHA-256 of such a token, in 64 hex digits. static-creds cannot return it."),
+		fieldImportSHA256: textField("The SHA-256 of such a token, in 64 hex digits. static-creds cannot return it. Of a token that this mount made itself the hash tells nothing, so one that is compromised is not recognized and must not be imported so; with import_key it is refused."),
 	})
 }
 
@@ -155,8 +155,16 @@ func (b *Backend) createKey(ctx context.Context, c *call) (*logical.Response, er
 	return &logical.Response{Data: madeAnswer(made)}, nil
 }
 
+// maxEchoed is the longest name that is repeated in an error where it came in
+// a field: a longer one may be an API key that was pasted there. The shortest
+// has 43 characters.
+const maxEchoed = 32
+
 func (b *Backend) createError(err error, roleName string) error {
 	if errors.Is(err, lifecycle.ErrNoRole) {
+		if len(roleName) > maxEchoed {
+			return badInput("role does not exist: create it with roles/<name>")
+		}
 		return badInput("role %q does not exist: create it with roles/%s", roleName, roleName)
 	}
 	return err
@@ -413,8 +421,10 @@ func (b *Backend) deleteKey(ctx context.Context, c *call) (*logical.Response, er
 
 // madeAnswer is the answer of an operation that made a version.
 func madeAnswer(m *lifecycle.Made) map[string]any {
-	v, _ := m.Key.Version(m.Version)
-	data := map[string]any{fieldKeyID: m.Key.ID, fieldVersion: m.Version, fieldState: v.State.String()}
+	data := map[string]any{fieldKeyID: m.Key.ID, fieldVersion: m.Version}
+	if v, kept := m.Key.Version(m.Version); kept {
+		data[fieldState] = v.State.String()
+	}
 	if m.Token != "" {
 		data[fieldAPIKey] = m.Token
 	}

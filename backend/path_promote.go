@@ -24,6 +24,8 @@ func changedFields() fields {
 		fieldOverlapEnds:   timeField("Until when clients may use a superseded version."),
 		fieldAcceptedUntil: timeField("Until when it is accepted."),
 		"superseded":       intField("Number of the version whose place it took."),
+
+		"superseded_accepted_until": timeField("Until when that one is accepted."),
 	}
 }
 
@@ -91,6 +93,9 @@ func changedAnswer(before, after *keyring.Key, now time.Time) map[string]any {
 	putTime(data, fieldAcceptedUntil, subject.AcceptedUntil)
 	if had && subject.Number == active.Number && former.Number != active.Number {
 		data["superseded"] = former.Number
+		if old, kept := after.Version(former.Number); kept {
+			putTime(data, "superseded_accepted_until", old.AcceptedUntil)
+		}
 	}
 	return data
 }

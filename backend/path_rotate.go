@@ -87,6 +87,9 @@ func (b *Backend) rotateKey(ctx context.Context, c *call) (*logical.Response, er
 	}
 	if made.Token == "" {
 		c.warn("the API key of this version is not stored and cannot be shown again")
+		if _, kept := made.Key.Version(made.Version); !kept {
+			c.warn("the version that this request made has ended and is forgotten")
+		}
 	}
 	return &logical.Response{Data: madeAnswer(made)}, nil
 }

@@ -95,7 +95,7 @@ func TestPromote(t *testing.T) {
 	m.rotate("acme", object{"activation_delay": "30m", "overlap_period": "10m"})
 	m.clock.Advance(5 * time.Minute)
 	got := m.write("promote/acme", nil)
-	if want := (object{"key_id": got["key_id"], "version": 2, "state": "active", "superseded": 1}); !same(got, want) {
+	if want := (object{"key_id": got["key_id"], "version": 2, "state": "active", "superseded": 1, "superseded_accepted_until": "2026-01-05T00:15:00Z"}); !same(got, want) {
 		t.Errorf("promote answers %v, want %v", got, want)
 	}
 	if v := versions(t, m.read("keys/acme"))[1]; v["overlap_ends"] != "2026-01-05T00:15:00Z" {
@@ -130,7 +130,7 @@ func TestRollback(t *testing.T) {
 	m.pass(90 * time.Minute)
 	m.wantCodes("RETIRED VALID", v1, v2)
 	got := m.write("rollback/acme", object{"reason": "a bad deploy"})
-	if want := (object{"key_id": got["key_id"], "version": 1, "state": "active", "superseded": 2}); !same(got, want) {
+	if want := (object{"key_id": got["key_id"], "version": 1, "state": "active", "superseded": 2, "superseded_accepted_until": "2026-01-05T02:30:00Z"}); !same(got, want) {
 		t.Errorf("rollback answers %v, want %v", got, want)
 	}
 	m.wantCodes("VALID VALID", v1, v2)
@@ -424,4 +424,44 @@ func TestPrunedVersionsAreUnknown(t *testing.T) {
 	}
 	m.wantStates("acme", "compromised retired active")
 	m.wantCodes("COMPROMISED NOT_FOUND NOT_FOUND NOT_FOUND NOT_FOUND RETIRED VALID", tokens...)
+}
+
+func TestAReplayOfAPrunedVersionHasNoState(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.role(object{"overlap_period": 0, "max_versions": 3, "rollback_window": 0})
+	m.key("acme", nil)
+	m.write("rotate/acme", object{"request_id": "x"})
+	for range 4 {
+		m.rotate("acme", nil)
+	}
+	a := m.request(logical.UpdateOperation, "rotate/acme", object{"request_id": "x"})
+	if _, has := a.data["state"]; has || number(t, a.data["version"]) != 2 || !strings.Contains(strings.Join(a.warnings, " "), "forgotten") {
+		t.Errorf("the replay answers %v with %q", a.data, a.warnings)
+	}
+}
+
+func TestAKeyInPlaceOfARoleIsNotEchoed(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.role(nil)
+	key := m.key("acme", nil)
+	m.refused(http.StatusBadRequest, logical.UpdateOperation, "keys/b", object{"role": key}, "role does not exist")
+	m.refused(http.StatusBadRequest, logical.UpdateOperation, "keys/b", object{"role": "nope"}, `role "nope" does not exist`)
+}
+
+func TestVerbsTellHowLongTheOldVersionIsAccepted(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.role(object{"overlap_period": "2h"})
+	m.key("acme", nil)
+	m.rotate("acme", nil)
+	a := m.write("rollback/acme", nil)
+	if number(t, a["superseded"]) != 2 || a["superseded_accepted_until"] != "2026-01-05T02:00:00Z" {
+		t.Errorf("rollback answers %v", a)
+	}
+	a = m.write("retire/acme", object{"version": 2, "force": true})
+	if a["overlap_ends"] != "2026-01-05T00:00:00Z" || a["state"] != "retired" {
+		t.Errorf("retire answers %v", a)
+	}
 }

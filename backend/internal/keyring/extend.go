@@ -104,6 +104,7 @@ func (k *Key) Retire(c Cause, version int, drained DrainCheck, force bool) (*Key
 		reason = c.Reason
 	}
 	v.retire(c.Now, reason)
+	v.OverlapEnds = earlier(v.OverlapEnds, c.Now)
 	n.Record(c, EventVersionRetired, number, reason)
 	return n, nil
 }

@@ -226,6 +226,7 @@ func (k *Key) makeRoom(c Cause, p Policy, force bool, remedy, otherwise string) 
 				oldest.Number, k.Label(), formatTime(oldest.AcceptedUntil), p.MaxAccepted, remedy)
 		}
 		oldest.retire(c.Now, "retired early to make room")
+		oldest.OverlapEnds = earlier(oldest.OverlapEnds, c.Now)
 		k.Record(c, EventVersionRetired, oldest.Number, "retired early to make room")
 	}
 	return nil
