@@ -44,12 +44,16 @@ like an unknown code and raises an alarm.`,
 var errNoClaim = badInput("code is not a claim that can be redeemed: it is unknown, was redeemed before, or its time is over")
 
 func (b *Backend) claim(ctx context.Context, c *call) (*logical.Response, error) {
-	// One bucket for all strangers: a code has 256 bits, so what is limited is
-	// the reads of storage, not the guessing.
-	if err := b.misses.check(claimPattern); err != nil {
+	// A code has 256 bits: what is limited is the reads of storage, not the
+	// guessing, and by address, so that a flood from one does not keep out all.
+	stranger := claimPattern
+	if c.req.Connection != nil {
+		stranger += " from " + c.req.Connection.RemoteAddr
+	}
+	if err := b.misses.check(stranger); err != nil {
 		return nil, err
 	}
-	b.misses.spend(claimPattern)
+	b.misses.spend(stranger)
 	// The key is looked at first: a code is used up only for a key that can be
 	// handed out.
 	claim, err := c.watch.claims.Peek(ctx, c.text("code"))
