@@ -50,7 +50,7 @@ func rotateOn(t *testing.T, sender logical.EventSender) (string, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { b.Cleanup(context.Background()) })
+	t.Cleanup(func() { b.Cleanup(context.WithoutCancel(t.Context())) })
 	id := ""
 	for _, r := range []struct {
 		path string
