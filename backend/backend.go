@@ -264,7 +264,7 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 	if err != nil {
 		return nil, err
 	}
-	e := &engine{store: s, lost: make(chan string, 1024), unknownIDs: newUnknownIDs()}
+	e := &engine{store: s, lost: make(chan string, 1024), unknownIDs: newSet(maxUnknownIDs)}
 	tracker := usage.New(b.clock.Now())
 	e.keeper = &lifecycle.Keeper{
 		Store: s, Clock: b.clock, Rand: b.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages()), Logger: b.Logger(),
@@ -322,7 +322,7 @@ func (b *Backend) startWorkers(e *engine) {
 func (b *Backend) startWatching(e *engine) {
 	claims := webhook.NewClaims(e.store.Claims(), b.clock, b.rand)
 	w := &watcher{
-		engine: e, claims: claims, detector: anomaly.New(b.clock.Now()), send: b.sendEvent,
+		engine: e, claims: claims, reused: newSet(queued), detector: anomaly.New(b.clock.Now()), send: b.sendEvent,
 		owed: make(chan string, queued), notices: make(chan notice, queued), events: make(chan told, queued),
 		hooks: webhook.New(webhook.Options{Storage: e.store.Webhooks(), Claims: claims, Clock: b.clock, Rand: b.rand, Logger: b.Logger()}),
 	}
@@ -374,6 +374,7 @@ func (b *Backend) periodic(ctx context.Context, req *logical.Request) (err error
 	if e.ticks != nil {
 		e.ticks.Wake()
 		e.work.Wake()
+		e.telling.Wake()
 		e.heal.Wake()
 	}
 	return nil

@@ -65,11 +65,11 @@ func (m *missLimiter) of(caller string) *rate.Limiter {
 	return fresh
 }
 
-// newUnknownIDs remembers ids that no key has.
-func newUnknownIDs() *lru.Cache[string, struct{}] {
-	ids, err := lru.New[string, struct{}](maxUnknownIDs)
+// newSet remembers up to size texts, those used last.
+func newSet(size int) *lru.Cache[string, struct{}] {
+	set, err := lru.New[string, struct{}](size)
 	if err != nil {
 		panic(err) // the library refuses only a size below one
 	}
-	return ids
+	return set
 }

@@ -65,7 +65,10 @@ func (b *Backend) claim(ctx context.Context, c *call) (*logical.Response, error)
 	}
 	switch {
 	case errors.Is(err, webhook.ErrClaimReused):
-		c.noteClaim(ctx, claim, keyring.EventClaimReused)
+		// Once per code: whoever holds a spent one must not fill histories.
+		if told, _ := c.watch.reused.ContainsOrAdd(claim.EventID+" "+claim.Hook, struct{}{}); !told {
+			c.noteClaim(ctx, claim, keyring.EventClaimReused)
+		}
 		return nil, errNoClaim
 	case errors.Is(err, webhook.ErrClaim):
 		return nil, errNoClaim

@@ -150,12 +150,16 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 	if through.IsZero() {
 		c.warn("reported_through is absent: while it is, no version that this verifier may have seen counts as drained")
 	}
-	if !c.keeper.Book.Reports.Accept(c.caller()+"|"+verifier, boot, uint64(c.number("sequence")), through, now) { //nolint:gosec // it is at least 1
+	count := func() {
+		for _, e := range entries {
+			c.keeper.Usage.Add(e.lastUsed, e.key.ID, e.version, e.source, e.count, e.refused)
+		}
+	}
+	if !c.keeper.Book.Reports.Accept(c.caller()+"|"+verifier, boot, uint64(c.number("sequence")), through, now, count) { //nolint:gosec // it is at least 1
 		answer["duplicate"] = true
 		return &logical.Response{Data: answer}, nil
 	}
 	for _, e := range entries {
-		c.keeper.Usage.Add(e.lastUsed, e.key.ID, e.version, e.source, e.count, e.refused)
 		if e.count > 0 {
 			c.watch.usedFirst(e.key, e.version)
 		}

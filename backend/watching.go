@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/anomaly"
@@ -48,7 +49,10 @@ type watcher struct {
 	send func(ctx context.Context, k *keyring.Key, e keyring.Event) error
 
 	// noting are the first uses that are on their way to the key's history.
-	noting  sync.Map
+	noting sync.Map
+	// reused are claims whose reuse was told.
+	reused *lru.Cache[string, struct{}]
+
 	owed    chan string
 	notices chan notice
 	events  chan told
@@ -304,6 +308,15 @@ func (w *watcher) fullHour(keyID string, before []uint64, end time.Time, count u
 func (w *watcher) flush(ctx context.Context) error {
 	w.flushing.Lock()
 	defer w.flushing.Unlock()
+	err := w.flushUse(ctx)
+	if !w.engine.store.HasHooks() {
+		return err
+	}
+	return errors.Join(err, w.hooks.Recover(ctx), w.claims.Sweep(ctx))
+}
+
+// flushUse stores what was counted.
+func (w *watcher) flushUse(ctx context.Context) error {
 	book := w.engine.keeper.Book
 	// Reports are noted before the counts: a crash between loses counts, and
 	// never counts twice.
@@ -322,14 +335,9 @@ func (w *watcher) flush(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := book.Flush(ctx, w.engine.keeper.Clock.Now(), conf.UsageRetention); err != nil {
-			return err
-		}
+		return book.Flush(ctx, w.engine.keeper.Clock.Now(), conf.UsageRetention)
 	}
-	if !w.engine.store.HasHooks() {
-		return nil
-	}
-	return errors.Join(w.hooks.Recover(ctx), w.claims.Sweep(ctx))
+	return nil
 }
 
 // sendEvent offers an event to Vault's own bus. Vault Community does not take

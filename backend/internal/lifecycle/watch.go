@@ -156,21 +156,14 @@ func (kp *Keeper) watchVersion(ctx context.Context, before, k *keyring.Key, v *k
 		return false, nil
 	}
 	if overlapEnded(before, v) {
-		use, err := kp.Book.Read(ctx, k.ID, c.Now)
-		if err != nil {
-			return false, err
-		}
-		kp.noteEnd(k, v, use, c)
+		kp.noteEnd(k, v, kp.use(ctx, k.ID, c.Now), c)
 		return true, nil
 	}
 	point := reminderPoint(v, r.Reminders, c.Now)
 	if point <= v.Reminded {
 		return false, nil
 	}
-	use, err := kp.Book.Read(ctx, k.ID, c.Now)
-	if err != nil {
-		return false, err
-	}
+	use := kp.use(ctx, k.ID, c.Now)
 	report := health.Judge(kp.rollover(k, *v, successorOf(k, v), use, c.Now), c.Now)
 	evidence := strings.Join(report.Evidence, "; ")
 	v.Reminded = point
@@ -221,10 +214,7 @@ func (kp *Keeper) watchEnds(ctx context.Context, before, after *keyring.Key, now
 		}
 		if next == after {
 			next = after.Clone()
-			var err error
-			if use, err = kp.Book.Read(ctx, next.ID, now); err != nil {
-				use = kp.Book.Live(next.ID, now)
-			}
+			use = kp.use(ctx, next.ID, now)
 		}
 		kp.noteEnd(next, &next.Versions[i], use, keyring.Cause{Now: next.Now(now), Actor: ActorPeriodic})
 	}
@@ -314,4 +304,15 @@ func watchDue(k *keyring.Key, r *role.Role, now time.Time) time.Time {
 		}
 	}
 	return due
+}
+
+// use is what is known of the use of a key: where its page cannot be read, what
+// is in memory alone. What is told of a rollover must not hold it up.
+func (kp *Keeper) use(ctx context.Context, keyID string, now time.Time) map[int]usage.Version {
+	use, err := kp.Book.Read(ctx, keyID, now)
+	if err != nil {
+		kp.Logger.Warn("the stored use of a key cannot be read", "key_id", keyID, "error", err)
+		return kp.Book.Live(keyID, now)
+	}
+	return use
 }

@@ -33,7 +33,7 @@ func (b *Book) Drained(ctx context.Context, k *keyring.Key, quiet time.Duration,
 		verdict := b.tracker.drained(k, quiet, from, known, number)
 		if !verdict.Drained {
 			if known.Before(now) && !verdict.Next.IsZero() {
-				verdict.Next = verdict.Next.Add(now.Sub(known))
+				verdict.Next = earliest(verdict.Next.Add(min(24*time.Hour, now.Sub(known))), now.Add(recheck(k, number, quiet, now)))
 				verdict.Why += fmt.Sprintf("; a verifier has reported only up to %s", known.UTC().Format(time.RFC3339))
 			}
 			return verdict
@@ -67,7 +67,7 @@ func (t *Tracker) leftStored(k *keyring.Key, use map[int]Version, number int) []
 		live = r.versions
 		told = live[number] != nil && !r.since.After(old.CreatedTime)
 	}
-	moved := t.moved(live, next, old.SupersededTime)
+	moved := t.moved(live, number, next, old.SupersededTime)
 	s.mu.Unlock()
 	var left []string
 	for name, src := range use[number].Sources {
@@ -137,9 +137,16 @@ func successors(k *keyring.Key, number int) []int {
 	return next
 }
 
+func earliest(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
 // moved has the hashes of the sources that were accepted with any of numbers,
 // which may be older versions that were restored, since then.
-func (t *Tracker) moved(versions map[int]*version, numbers []int, since time.Time) map[uint64]bool {
+func (t *Tracker) moved(versions map[int]*version, number int, numbers []int, since time.Time) map[uint64]bool {
 	moved := map[uint64]bool{}
 	for _, n := range numbers {
 		if v := versions[n]; v != nil {
@@ -147,6 +154,9 @@ func (t *Tracker) moved(versions map[int]*version, numbers []int, since time.Tim
 				if name != Other && s.Count > 0 && !s.LastUsed.Before(since) {
 					moved[t.hash(name)] = true
 				}
+			}
+			if n < number {
+				continue // an earlier version that was restored: when these used it is not known
 			}
 			for hash := range v.overflow {
 				moved[hash] = true
@@ -163,7 +173,7 @@ func (t *Tracker) leftBehind(versions map[int]*version, number int, successors [
 	if old == nil {
 		return nil
 	}
-	moved := t.moved(versions, successors, since)
+	moved := t.moved(versions, number, successors, since)
 	var left []string
 	for name, s := range old.sources {
 		if name != Other && s.Count > 0 && !moved[t.hash(name)] {

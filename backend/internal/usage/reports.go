@@ -84,7 +84,7 @@ func NewReports(data []byte) *Reports {
 // too far behind the highest of its boot to be told apart counts as a
 // repetition. through is the time up to which it is complete, zero where that
 // was not said.
-func (r *Reports) Accept(name, bootID string, sequence uint64, through, now time.Time) (fresh bool) {
+func (r *Reports) Accept(name, bootID string, sequence uint64, through, now time.Time, count func()) (fresh bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	v := r.verifiers[name]
@@ -96,7 +96,9 @@ func (r *Reports) Accept(name, bootID string, sequence uint64, through, now time
 	r.dirty = true
 	v.LastSeen = now
 	b := v.boot(bootID, now)
-	fresh = b.count(sequence)
+	if fresh = b.count(sequence); fresh {
+		count() // before anybody can take the report for counted
+	}
 	if through.After(b.Through) {
 		b.Through = through
 	}

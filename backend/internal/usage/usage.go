@@ -168,7 +168,7 @@ func (t *Tracker) Add(now time.Time, keyID string, number int, source string, ac
 		v = r.add(number)
 	}
 	src := v.sources[source]
-	newSource = src == nil && accepted > 0
+	newSource = accepted > 0 && (src == nil || src.Count == 0)
 	newVersion = v.count == 0 && accepted > 0
 	if src == nil {
 		src = t.newSource(r, v, source, accepted > 0)

@@ -597,6 +597,9 @@ func (q *queue) attemptsLogged() []Attempt {
 
 // enqueue stores an event for this hook, if it wants it.
 func (q *queue) enqueue(ctx context.Context, e *Event, id string, encoded func() ([]byte, error)) error {
+	if q.isDeleted() {
+		return nil // its outbox is being removed, which takes long and holds the lock
+	}
 	q.entry.RLock()
 	defer q.entry.RUnlock()
 	if !q.accepts(e, id) {
