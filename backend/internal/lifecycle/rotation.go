@@ -301,10 +301,7 @@ func (kp *Keeper) apply(ctx context.Context, k *keyring.Key, early bool) (change
 	if next == nil {
 		return true, kp.endLeased(ctx, told, now)
 	}
-	next, err = kp.watch(ctx, k, next, r, keyring.Cause{Now: now, Actor: ActorPeriodic})
-	if err != nil {
-		return false, err
-	}
+	next = kp.watch(ctx, k, next, r, keyring.Cause{Now: now, Actor: ActorPeriodic})
 	if next == k {
 		if early {
 			return false, nil

@@ -124,20 +124,16 @@ func addUse(a, b health.Use) health.Use {
 // watch tells of what is due to be told: a rotation that is coming, laggards
 // at the points of reminders, and what became of rollovers. before is the key
 // as it was when the tick began.
-func (kp *Keeper) watch(ctx context.Context, before, k *keyring.Key, r *role.Role, c keyring.Cause) (*keyring.Key, error) {
+func (kp *Keeper) watch(ctx context.Context, before, k *keyring.Key, r *role.Role, c keyring.Cause) *keyring.Key {
 	next := k.Clone()
 	changed := kp.announce(next, r, c)
 	for i := range next.Versions {
-		told, err := kp.watchVersion(ctx, before, next, &next.Versions[i], r, c)
-		if err != nil {
-			return nil, err
-		}
-		changed = changed || told
+		changed = kp.watchVersion(ctx, before, next, &next.Versions[i], r, c) || changed
 	}
 	if !changed {
-		return k, nil
+		return k
 	}
-	return next, nil
+	return next
 }
 
 // announce tells of the next rotation, once, notify_before it.
@@ -151,17 +147,17 @@ func (kp *Keeper) announce(k *keyring.Key, r *role.Role, c keyring.Cause) bool {
 	return true
 }
 
-func (kp *Keeper) watchVersion(ctx context.Context, before, k *keyring.Key, v *keyring.Version, r *role.Role, c keyring.Cause) (bool, error) {
+func (kp *Keeper) watchVersion(ctx context.Context, before, k *keyring.Key, v *keyring.Version, r *role.Role, c keyring.Cause) bool {
 	if k.Leased() {
-		return false, nil
+		return false
 	}
 	if overlapEnded(before, v) {
 		kp.noteEnd(k, v, kp.use(ctx, k.ID, c.Now), c)
-		return true, nil
+		return true
 	}
 	point := reminderPoint(v, r.Reminders, c.Now)
 	if point <= v.Reminded {
-		return false, nil
+		return false
 	}
 	use := kp.use(ctx, k.ID, c.Now)
 	report := health.Judge(kp.rollover(k, *v, successorOf(k, v), use, c.Now), c.Now)
@@ -171,7 +167,7 @@ func (kp *Keeper) watchVersion(ctx context.Context, before, k *keyring.Key, v *k
 		k.Record(c, keyring.EventRolloverReminder, v.Number, fmt.Sprintf("%d%% of the overlap is over; still on version %d: %s", point, v.Number, laggardNames(report.Laggards)))
 	}
 	kp.noteHealth(k, v, c, report, evidence)
-	return true, nil
+	return true
 }
 
 // overlapEnded tells whether v was retiring before and is not accepted any more.
