@@ -39,7 +39,7 @@ type mount struct {
 	memory  *storetest.Memory
 	storage logical.Storage // memory, or what a test has put in front of it
 	view    *logical.StaticSystemView
-	logs    *record
+	logs    *logRecord
 
 	// Who makes the requests.
 	entity, accessor, display string
@@ -49,19 +49,19 @@ type mount struct {
 	texts   []string // errors, warnings, lists and names that were answered
 }
 
-// record is a log that can be read while it is written.
-type record struct {
+// logRecord is a log that can be read while it is written.
+type logRecord struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
 }
 
-func (r *record) Write(p []byte) (int, error) {
+func (r *logRecord) Write(p []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.buf.Write(p)
 }
 
-func (r *record) String() string {
+func (r *logRecord) String() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.buf.String()
@@ -113,7 +113,7 @@ func (m *mount) flush() {
 func newIdleMount(t *testing.T, memory *storetest.Memory, storage logical.Storage, c *clock.Manual) *mount {
 	t.Helper()
 	m := &mount{
-		t: t, clock: c, memory: memory, storage: storage, logs: &record{}, secrets: map[string]bool{},
+		t: t, clock: c, memory: memory, storage: storage, logs: &logRecord{}, secrets: map[string]bool{},
 		view:   &logical.StaticSystemView{DefaultLeaseTTLVal: 24 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour, PluginEnvironment: &logical.PluginEnvironment{}},
 		entity: "entity-1", accessor: "accessor-1", display: "token-tester",
 	}

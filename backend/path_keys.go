@@ -15,6 +15,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
@@ -227,7 +228,7 @@ func checkKey(r *role.Role, scopes *[]string, cidrs []string, meta map[string]st
 			return badInput("%s", err)
 		}
 		for i, s := range *scopes {
-			if !keyring.CoversAll(r.Scopes, []string{s}) {
+			if !record.CoversAll(r.Scopes, []string{s}) {
 				return badInput("scopes: the one at position %d is not covered by the scopes of role %q", i+1, r.Name)
 			}
 		}

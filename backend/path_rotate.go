@@ -14,6 +14,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
 
 const (
@@ -106,7 +107,7 @@ func (c *call) wish(r *role.Role) (lifecycle.RotateWish, error) {
 		if err := role.CheckGrants(fieldOverlapScopes, wish.OverlapScopes); err != nil {
 			return wish, badInput("%s", err)
 		}
-		if !keyring.CoversAll(r.Scopes, wish.OverlapScopes) {
+		if !record.CoversAll(r.Scopes, wish.OverlapScopes) {
 			return wish, badInput("overlap_scopes must be covered by the scopes of role %q", r.Name)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
@@ -226,7 +227,7 @@ func (b *Backend) verifyOne(ctx context.Context, c *call, p presented) (*verdict
 	if p.absent {
 		return nil, badInput("api_key is required: the key that the request presented")
 	}
-	query := keyring.Query{Scopes: p.scopes, Digest: token.Sum(p.apiKey)}
+	query := record.Query{Scopes: p.scopes, Digest: token.Sum(p.apiKey)}
 	if err := role.CheckRequired(fieldScopes, query.Scopes); err != nil {
 		return nil, badInput("%s", err)
 	}
@@ -261,8 +262,8 @@ func (b *Backend) verifyOne(ctx context.Context, c *call, p presented) (*verdict
 	now := b.clock.Now()
 	verdict := k.Verify(now, limits, query)
 	if verdict.Version == 0 {
-		b.metrics.Unknown(keyring.CodeNotFound)
-		return refused(keyring.CodeNotFound), nil
+		b.metrics.Unknown(record.CodeNotFound)
+		return refused(record.CodeNotFound), nil
 	}
 	if countsUse {
 		c.watch.used(now, k, verdict, usage.SourceName(c.caller(), p.source))
@@ -272,7 +273,7 @@ func (b *Backend) verifyOne(ctx context.Context, c *call, p presented) (*verdict
 }
 
 // refused is all that is told of a key that is not known.
-func refused(code keyring.Code) *verdictAnswer { return &verdictAnswer{Code: string(code)} }
+func refused(code record.Code) *verdictAnswer { return &verdictAnswer{Code: string(code)} }
 
 // find returns the key that presented may belong to, or the code for none. A
 // token of our form is found by the id in it, others, and those that another
@@ -280,15 +281,15 @@ func refused(code keyring.Code) *verdictAnswer { return &verdictAnswer{Code: str
 //
 // How often a caller may have storage read for nothing is limited. A read that
 // finds a key costs it nothing: after a start every key is read once.
-func (b *Backend) find(ctx context.Context, c *call, presented string, digest token.Digest) (*keyring.Key, keyring.Code, error) {
+func (b *Backend) find(ctx context.Context, c *call, presented string, digest token.Digest) (*keyring.Key, record.Code, error) {
 	imports, err := c.store.HasImports(ctx)
 	if err != nil {
 		return nil, "", err
 	}
 	imports = imports && token.ImportableForm(presented) == nil
-	code := keyring.CodeMalformed
+	code := record.CodeMalformed
 	if parsed, err := token.Parse(presented); err == nil {
-		code = keyring.CodeNotFound
+		code = record.CodeNotFound
 		k := c.store.CachedKey(parsed.KeyID)
 		if k == nil && imports {
 			if imported := c.store.CachedImport(digest); imported != nil {
@@ -318,7 +319,7 @@ func (b *Backend) find(ctx context.Context, c *call, presented string, digest to
 	if k == nil && read && err == nil {
 		b.misses.spend(c.caller())
 	}
-	return k, keyring.CodeNotFound, err
+	return k, record.CodeNotFound, err
 }
 
 // readID reads the key with an id that a stranger chose. Ids are random, so
@@ -368,14 +369,14 @@ type verdictAnswer struct {
 	ExpireTime    time.Time         `json:"expire_time,omitzero"`
 }
 
-func answerOf(k *keyring.Key, verdict keyring.Verdict, now time.Time) *verdictAnswer {
+func answerOf(k *keyring.Key, verdict record.Verdict, now time.Time) *verdictAnswer {
 	v, _ := k.Version(verdict.Version)
 	scopes := verdict.Scopes
 	if scopes == nil {
 		scopes = []string{}
 	}
 	return &verdictAnswer{
-		Valid: verdict.Code == keyring.CodeValid, Code: string(verdict.Code),
+		Valid: verdict.Code == record.CodeValid, Code: string(verdict.Code),
 		KeyID: k.ID, Name: k.Name, Role: k.Role, Version: v.Number, State: v.StateAt(k.Now(now)).String(),
 		Scopes: scopes, Metadata: metadata(k.CustomMetadata), SupersededBy: v.SupersededBy,
 		OverlapEnds: v.OverlapEnds.UTC(), AcceptedUntil: v.AcceptedUntil.UTC(), ExpireTime: v.ExpireTime.UTC(),

@@ -42,7 +42,7 @@ func (b *bus) SendEvent(_ context.Context, kind logical.EventType, event *logica
 // key's id and what was logged.
 func rotateOn(t *testing.T, sender logical.EventSender) (string, string) {
 	t.Helper()
-	storage, logs := storetest.NewMemory(), &record{}
+	storage, logs := storetest.NewMemory(), &logRecord{}
 	b, err := newBackend(t.Context(), &logical.BackendConfig{
 		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Info, Output: logs}), StorageView: storage, EventsSender: sender,
 		System: &logical.StaticSystemView{DefaultLeaseTTLVal: time.Hour, MaxLeaseTTLVal: time.Hour, PluginEnvironment: &logical.PluginEnvironment{}},

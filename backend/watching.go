@@ -17,6 +17,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/webhook"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
 
 const (
@@ -263,8 +264,8 @@ func (w *watcher) usedFirst(k *keyring.Key, number int) {
 
 // used counts a verification, and notes what is remarkable about it. It
 // touches no storage and takes no lock of a key.
-func (w *watcher) used(now time.Time, k *keyring.Key, verdict keyring.Verdict, source string) {
-	accepted := verdict.Code == keyring.CodeValid
+func (w *watcher) used(now time.Time, k *keyring.Key, verdict record.Verdict, source string) {
+	accepted := verdict.Code == record.CodeValid
 	_, newSource := w.engine.keeper.Usage.Record(now, k.ID, verdict.Version, source, accepted)
 	if accepted {
 		w.usedFirst(k, verdict.Version)
@@ -276,7 +277,7 @@ func (w *watcher) used(now time.Time, k *keyring.Key, verdict keyring.Verdict, s
 		return
 	}
 	switch verdict.Code {
-	case keyring.CodeRetired, keyring.CodeRevoked, keyring.CodeCompromised:
+	case record.CodeRetired, record.CodeRevoked, record.CodeCompromised:
 		v, _ := k.Version(verdict.Version)
 		ended := v.EndedTime
 		if ended.IsZero() {

@@ -61,7 +61,7 @@ func (k *Key) settle(c Cause) (changed bool) {
 // lapse records that the acceptance of v was over at end.
 func (k *Key) lapse(c Cause, v *Version, end time.Time) {
 	reason := "overlap over"
-	if v.agedOut() {
+	if v.life().AgedOut() {
 		reason = "version_ttl reached"
 		if k.Leased() {
 			reason = "lease expired"

@@ -25,8 +25,6 @@ var (
 	ErrLeased         = errors.New("the key is leased")
 )
 
-var errNotARange = errors.New("not an address or a range in CIDR notation")
-
 // Refusal is the answer to a transition that the rules forbid. Nothing has
 // changed. Its text is meant for the caller and holds no secret.
 type Refusal struct {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
@@ -168,11 +169,11 @@ func (f *fixture) wantState(number int, want keyring.State) {
 	}
 }
 
-func (f *fixture) code(when time.Duration, version int) keyring.Code {
-	return f.k.Verify(t0.Add(when), keyring.Limits{}, keyring.Query{Digest: digest(version)}).Code
+func (f *fixture) code(when time.Duration, version int) record.Code {
+	return f.k.Verify(t0.Add(when), keyring.Limits{}, record.Query{Digest: digest(version)}).Code
 }
 
-func (f *fixture) wantCode(when time.Duration, version int, want keyring.Code) {
+func (f *fixture) wantCode(when time.Duration, version int, want record.Code) {
 	f.Helper()
 	if got := f.code(when, version); got != want {
 		f.Fatalf("version %d after %s: %s, want %s", version, when, got, want)

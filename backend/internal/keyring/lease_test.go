@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
 
 func TestALeasedKeyLivesByItsLeases(t *testing.T) {
@@ -15,14 +16,14 @@ func TestALeasedKeyLivesByItsLeases(t *testing.T) {
 	f.refused(keyring.ErrLeased, f.promote(0, 0))
 	f.refused(keyring.ErrLeased, f.rollback(0, keyring.RollbackOptions{}))
 	f.refused(keyring.ErrLeased, f.extend(0, 1, time.Hour))
-	f.wantCode(time.Hour-1, 1, keyring.CodeValid)
-	f.wantCode(time.Hour, 1, keyring.CodeExpired)
+	f.wantCode(time.Hour-1, 1, record.CodeValid)
+	f.wantCode(time.Hour, 1, record.CodeExpired)
 
 	// A lease that ran out reads the same before and after the tick.
 	ran := &fixture{t, f.k, f.p}
 	ran.tick(2 * time.Hour)
 	ran.wantState(1, retired)
-	ran.wantCode(2*time.Hour, 1, keyring.CodeExpired)
+	ran.wantCode(2*time.Hour, 1, record.CodeExpired)
 	if len(ran.version(1).Sealed) != 0 {
 		t.Error("plaintext outlives the lease")
 	}
@@ -35,7 +36,7 @@ func TestALeasedKeyLivesByItsLeases(t *testing.T) {
 	ran.wantTime("ended_time", ran.version(1).EndedTime, time.Hour)
 
 	f.must(f.endLease(time.Minute, 1))
-	f.wantCode(time.Minute, 1, keyring.CodeRevoked)
+	f.wantCode(time.Minute, 1, record.CodeRevoked)
 	same := f.k
 	f.must(f.endLease(time.Hour, 1))
 	f.must(f.endLease(time.Hour, 2))
@@ -81,12 +82,12 @@ func TestAnOldLeaseEndsBeforeItsOverlap(t *testing.T) {
 	f := leased(t, policy())
 	f.must(f.overlap(30*time.Minute, 3*time.Hour))
 	f.k.Versions[1].ExpireTime = t0.Add(9 * time.Hour)
-	f.wantCode(time.Hour, 1, keyring.CodeExpired)
+	f.wantCode(time.Hour, 1, record.CodeExpired)
 	if due := f.k.NextDue(t0.Add(31*time.Minute), f.p, neverDrained); !due.Equal(t0.Add(time.Hour)) {
 		t.Errorf("due %s", due)
 	}
 	f.tick(5 * time.Hour) // past the overlap too
-	f.wantCode(5*time.Hour, 1, keyring.CodeExpired)
+	f.wantCode(5*time.Hour, 1, record.CodeExpired)
 	f.wantTime("ended_time", f.version(1).EndedTime, time.Hour)
 	f.refused(keyring.ErrFinal, f.renew(5*time.Hour, 1, 9*time.Hour))
 }

@@ -5,6 +5,7 @@ package keyring_test
 import (
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
 
 // fact is something that befell a version.
@@ -484,12 +486,16 @@ func (m *machine) checkShape() {
 func (m *machine) checkVerdicts(when time.Duration) {
 	after := m.k.Advance(at(when), m.w.p, neverDrained)
 	promoted := m.w.pending != 0 && after.Latest() == m.w.pending && func() bool { _, still := after.Pending(); return !still }()
+	edge := m.edge()
 	for _, v := range m.k.Versions {
-		q := keyring.Query{Digest: v.Digest}
+		q := record.Query{Digest: v.Digest}
 		a, b := m.k.Verify(t0.Add(when), keyring.Limits{}, q), after.Verify(t0.Add(when), keyring.Limits{}, q)
 		valid := slices.Contains(m.w.accepted(when), v.Number) && !m.w.disabled
-		if valid != (a.Code == keyring.CodeValid) {
+		if valid != (a.Code == record.CodeValid) {
 			m.Fatalf("version %d after %s is %s, the twin says valid: %t", v.Number, when, a.Code, valid)
+		}
+		if !v.Imported && !reflect.DeepEqual(edge.Verify(t0.Add(when), q), a) {
+			m.Fatalf("version %d after %s: %+v, and %+v by a verifier elsewhere", v.Number, when, a, edge.Verify(t0.Add(when), q))
 		}
 		if promoted && v.Number == m.w.active {
 			continue // its overlap has just begun
@@ -498,6 +504,19 @@ func (m *machine) checkVerdicts(when time.Duration) {
 			m.Fatalf("version %d after %s: %s before the tick, %s after", v.Number, when, a.Code, b.Code)
 		}
 	}
+}
+
+// edge is what a verifier elsewhere knows of the key, by way of JSON.
+func (m *machine) edge() *record.Record {
+	data, err := json.Marshal(m.k.VerifierRecord(keyring.Limits{}, nil))
+	if err != nil {
+		m.Fatal(err)
+	}
+	r := &record.Record{}
+	if err := json.Unmarshal(data, r); err != nil {
+		m.Fatal(err)
+	}
+	return r
 }
 
 // checkQuietUntilDue: before NextDue a tick has nothing to do.
@@ -549,9 +568,9 @@ func TestScopesIntersectAsTheirMeaning(t *testing.T) {
 	}), 0, 4)
 	rapid.Check(t, func(t *rapid.T) {
 		a, b, s := granted.Draw(t, "a"), granted.Draw(t, "b"), scope.Draw(t, "asked")
-		both := keyring.Intersect(a, b)
-		want := keyring.CoversAll(a, []string{s}) && keyring.CoversAll(b, []string{s})
-		if got := keyring.CoversAll(both, []string{s}); got != want {
+		both := record.Intersect(a, b)
+		want := record.CoversAll(a, []string{s}) && record.CoversAll(b, []string{s})
+		if got := record.CoversAll(both, []string{s}); got != want {
 			t.Fatal(fmt.Sprintf("%v and %v give %v, which grants %q: %t", a, b, both, s, got))
 		}
 	})

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
 
 func TestCreateMakesVersionOneActive(t *testing.T) {
@@ -38,7 +39,7 @@ func TestRevokedIsFinal(t *testing.T) {
 	f := named(t, policy())
 	f.must(f.overlap(0, time.Hour))
 	f.must(f.revoke(0, keyring.RevokeOptions{Version: 1}))
-	f.wantCode(0, 1, keyring.CodeRevoked)
+	f.wantCode(0, 1, record.CodeRevoked)
 	f.refused(keyring.ErrFinal, f.rollback(0, keyring.RollbackOptions{Version: 1, Force: true}))
 	f.refused(keyring.ErrFinal, f.extend(0, 1, time.Hour))
 	f.must(f.overlap(0, time.Hour))
@@ -137,9 +138,9 @@ func TestNothingThatShortensALifeLengthensIt(t *testing.T) {
 		f.must(f.rotate(0, keyring.RotateOptions{Overlap: time.Hour, OverlapScopes: []string{"read"}}))
 		f.tick(time.Hour)
 		f.must(f.extend(time.Hour, 1, time.Hour))
-		v := f.version(1)
-		if got := f.k.ScopesAt(t0, &v, keyring.Limits{Scopes: []string{"read", "write"}}); len(got) != 1 {
-			t.Errorf("scopes after the extension: %v", got)
+		verdict := f.k.Verify(t0, keyring.Limits{Scopes: []string{"read", "write"}}, record.Query{Digest: digest(1)})
+		if len(verdict.Scopes) != 1 {
+			t.Errorf("scopes after the extension: %v", verdict.Scopes)
 		}
 	})
 }
@@ -260,9 +261,9 @@ func TestEmergencyNeverFailsForAFullWindow(t *testing.T) {
 		f.k.Disabled = true
 		f.must(f.revoke(time.Minute, keyring.RevokeOptions{Version: 1, Compromised: true}))
 		f.must(f.revokeRotate(time.Minute, keyring.RevokeOptions{Version: 3, Compromised: true}))
-		f.wantCode(time.Minute, 1, keyring.CodeCompromised)
-		f.wantCode(time.Minute, 3, keyring.CodeCompromised)
-		f.wantCode(time.Minute, 4, keyring.CodeDisabled)
+		f.wantCode(time.Minute, 1, record.CodeCompromised)
+		f.wantCode(time.Minute, 3, record.CodeCompromised)
+		f.wantCode(time.Minute, 4, record.CodeDisabled)
 	})
 }
 
@@ -323,11 +324,11 @@ func TestExtendRescuesClientsLeftBehind(t *testing.T) {
 		if recorded {
 			f.tick(24 * time.Hour)
 		}
-		f.wantCode(30*time.Hour, 1, keyring.CodeRetired)
+		f.wantCode(30*time.Hour, 1, record.CodeRetired)
 		f.refused(keyring.ErrNotLater, f.extend(30*time.Hour, 1, 0))
 		f.must(f.extend(30*time.Hour, 1, 12*time.Hour))
-		f.wantCode(30*time.Hour, 1, keyring.CodeValid)
-		f.wantCode(42*time.Hour, 1, keyring.CodeRetired)
+		f.wantCode(30*time.Hour, 1, record.CodeValid)
+		f.wantCode(42*time.Hour, 1, record.CodeRetired)
 		// The rollback window starts over at the new end.
 		f.tick(50 * time.Hour)
 		f.wantTime("restorable_until", f.version(1).RestorableUntil, 66*time.Hour)
@@ -361,9 +362,9 @@ func TestAVersionRetiredEarlyCanBeExtended(t *testing.T) {
 	f := named(t, policy())
 	f.must(f.overlap(0, 24*time.Hour))
 	f.must(f.retire(time.Hour, 1, neverDrained, true))
-	f.wantCode(time.Hour, 1, keyring.CodeRetired)
+	f.wantCode(time.Hour, 1, record.CodeRetired)
 	f.must(f.extend(2*time.Hour, 1, time.Hour))
-	f.wantCode(2*time.Hour, 1, keyring.CodeValid)
+	f.wantCode(2*time.Hour, 1, record.CodeValid)
 	f.wantTime("overlap_ends", f.version(1).OverlapEnds, 3*time.Hour)
 	f.wantTime("accepted_until", f.version(1).AcceptedUntil, 3*time.Hour)
 	if v := f.version(1); !v.EndedTime.IsZero() || v.Reason != "" {
@@ -399,7 +400,7 @@ func TestDrainRetiresOnlyPastTheOverlap(t *testing.T) {
 	f.wantState(1, retiring)
 	f.tick(48 * time.Hour)
 	f.wantState(1, retiring)
-	f.wantCode(48*time.Hour, 1, keyring.CodeValid)
+	f.wantCode(48*time.Hour, 1, record.CodeValid)
 	f.tickWith(49*time.Hour, drained)
 	f.wantState(1, retired)
 	f.wantTime("ended_time", f.version(1).EndedTime, 49*time.Hour)
@@ -412,7 +413,7 @@ func TestDrainRetiresOnlyPastTheOverlap(t *testing.T) {
 	// A cut-over does not ask.
 	f.must(f.overlap(61*time.Hour, 0))
 	f.wantState(3, retired)
-	f.wantCode(61*time.Hour, 3, keyring.CodeRetired)
+	f.wantCode(61*time.Hour, 3, record.CodeRetired)
 }
 
 func TestExtendWhileDrainIsWaitedFor(t *testing.T) {
@@ -466,7 +467,7 @@ func TestRollbackRetiresThePendingOne(t *testing.T) {
 	f.must(f.rollback(0, keyring.RollbackOptions{Overlap: time.Hour}))
 	f.wantAccepted(0, 1, 2)
 	f.wantState(3, retired)
-	f.wantCode(0, 3, keyring.CodeRetired)
+	f.wantCode(0, 3, record.CodeRetired)
 	if len(f.version(3).Sealed) != 0 {
 		t.Error("a version that was never handed out keeps its plaintext")
 	}
@@ -581,10 +582,10 @@ func TestDisabledKeyIsNotRotatedButItsDeadlinesRun(t *testing.T) {
 	f.tick(2 * time.Hour)
 	f.wantState(1, retired)
 	f.wantState(3, pending)
-	f.wantCode(2*time.Hour, 1, keyring.CodeDisabled)
-	f.wantCode(2*time.Hour, 2, keyring.CodeDisabled)
+	f.wantCode(2*time.Hour, 1, record.CodeDisabled)
+	f.wantCode(2*time.Hour, 2, record.CodeDisabled)
 	f.must(f.revoke(2*time.Hour, keyring.RevokeOptions{Version: 1, Compromised: true}))
-	f.wantCode(2*time.Hour, 1, keyring.CodeCompromised)
+	f.wantCode(2*time.Hour, 1, record.CodeCompromised)
 	// On enabling, what waited happens once, from now.
 	f.k = f.k.Clone()
 	f.k.Disabled = false
@@ -598,8 +599,8 @@ func TestClockSetBackReverdictsNothing(t *testing.T) {
 	f := named(t, policy())
 	f.must(f.overlap(0, time.Hour))
 	f.tick(2 * time.Hour)
-	f.wantCode(0, 1, keyring.CodeRetired)
-	f.wantCode(-1000*time.Hour, 1, keyring.CodeRetired)
+	f.wantCode(0, 1, record.CodeRetired)
+	f.wantCode(-1000*time.Hour, 1, record.CodeRetired)
 	if got := f.k.Now(t0); !got.Equal(t0.Add(2 * time.Hour)) {
 		t.Errorf("time runs below what was recorded: %s", got)
 	}
@@ -616,13 +617,13 @@ func TestClockSetBackReverdictsNothing(t *testing.T) {
 	f.must(f.overlap(0, time.Hour))
 	f.must(f.revoke(2*time.Hour, keyring.RevokeOptions{Version: 2, Compromised: true, Force: true}))
 	narrow := keyring.Limits{Scopes: []string{"read", "write"}, OverlapScopes: []string{"read"}}
-	if got := f.k.Verify(t0, narrow, keyring.Query{Digest: digest(1)}); len(got.Scopes) != 1 {
+	if got := f.k.Verify(t0, narrow, record.Query{Digest: digest(1)}); len(got.Scopes) != 1 {
 		t.Errorf("%+v", got)
 	}
 	f.must(f.overlap(3*time.Hour, time.Hour))
 	// A deliberate end holds too, and the key is left alone by automation.
 	f.must(f.revoke(-time.Hour, keyring.RevokeOptions{Version: 3, Force: true}))
-	f.wantCode(-time.Hour, 3, keyring.CodeRevoked)
+	f.wantCode(-time.Hour, 3, record.CodeRevoked)
 	if !f.k.Dormant() {
 		t.Error("equal times hide which version was the last")
 	}
@@ -747,8 +748,8 @@ func TestPruneKeepsRestorableAndCompromised(t *testing.T) {
 	if got := numbers(); got[0] != 1 || got[1] != 6 || got[2] != 7 {
 		t.Errorf("kept %v, want 1 6 7", got)
 	}
-	f.wantCode(1000*time.Hour, 1, keyring.CodeCompromised)
-	f.wantCode(1000*time.Hour, 2, keyring.CodeNotFound)
+	f.wantCode(1000*time.Hour, 1, record.CodeCompromised)
+	f.wantCode(1000*time.Hour, 2, record.CodeNotFound)
 }
 
 func TestNumbersAreNeverGivenOutAgain(t *testing.T) {
@@ -798,12 +799,12 @@ func TestVersionTTLIsAHardAge(t *testing.T) {
 	t.Run("it ends the active version", func(t *testing.T) {
 		t.Parallel()
 		f := named(t, p)
-		f.wantCode(100*time.Hour-1, 1, keyring.CodeValid)
-		f.wantCode(100*time.Hour, 1, keyring.CodeExpired)
+		f.wantCode(100*time.Hour-1, 1, record.CodeValid)
+		f.wantCode(100*time.Hour, 1, record.CodeExpired)
 		f.tick(101 * time.Hour)
 		f.wantState(1, retired)
 		f.wantTime("ended_time", f.version(1).EndedTime, 100*time.Hour)
-		f.wantCode(101*time.Hour, 1, keyring.CodeExpired)
+		f.wantCode(101*time.Hour, 1, record.CodeExpired)
 		f.refused(keyring.ErrNotRestorable, f.rollback(101*time.Hour, keyring.RollbackOptions{Version: 1, Force: true}))
 		f.refused(keyring.ErrNotRestorable, f.extend(101*time.Hour, 1, time.Hour))
 		f.wantTime("rotate_at", f.k.RotateAt, 101*time.Hour)
@@ -819,16 +820,16 @@ func TestVersionTTLIsAHardAge(t *testing.T) {
 		t.Parallel()
 		f := named(t, p)
 		f.must(f.overlap(101*time.Hour, 24*time.Hour))
-		f.wantCode(101*time.Hour, 1, keyring.CodeExpired)
+		f.wantCode(101*time.Hour, 1, record.CodeExpired)
 		f.wantTime("ended_time", f.version(1).EndedTime, 100*time.Hour)
 	})
 	t.Run("recorded by a promotion", func(t *testing.T) {
 		t.Parallel()
 		f := named(t, p)
 		f.must(f.rotate(99*time.Hour, keyring.RotateOptions{Overlap: 24 * time.Hour, ActivationDelay: 2 * time.Hour}))
-		f.wantCode(101*time.Hour, 1, keyring.CodeExpired)
+		f.wantCode(101*time.Hour, 1, record.CodeExpired)
 		f.tick(101 * time.Hour)
-		f.wantCode(101*time.Hour, 1, keyring.CodeExpired)
+		f.wantCode(101*time.Hour, 1, record.CodeExpired)
 		f.wantState(2, active)
 		if f.version(1).SupersededBy != 0 {
 			t.Error("an expired version was given an overlap")
@@ -842,9 +843,9 @@ func TestVersionTTLIsAHardAge(t *testing.T) {
 		f.wantTime("overlap_ends", f.version(1).OverlapEnds, 100*time.Hour)
 		f.refused(keyring.ErrOverlapTooLong, f.extend(91*time.Hour, 1, 10*time.Hour))
 		// It is both retired and expired; RETIRED is told first.
-		f.wantCode(100*time.Hour, 1, keyring.CodeRetired)
+		f.wantCode(100*time.Hour, 1, record.CodeRetired)
 		f.tick(100 * time.Hour)
-		f.wantCode(100*time.Hour, 1, keyring.CodeRetired)
+		f.wantCode(100*time.Hour, 1, record.CodeRetired)
 		f.refused(keyring.ErrNotRestorable, f.rollback(100*time.Hour, keyring.RollbackOptions{Version: 1, Force: true}))
 	})
 	t.Run("a rollback does not renew it", func(t *testing.T) {
@@ -855,7 +856,7 @@ func TestVersionTTLIsAHardAge(t *testing.T) {
 		f.wantTime("restorable_until", f.version(1).RestorableUntil, 100*time.Hour)
 		f.must(f.rollback(92*time.Hour, keyring.RollbackOptions{Version: 1, Overlap: 24 * time.Hour}))
 		f.wantTime("expire_time", f.version(1).ExpireTime, 100*time.Hour)
-		f.wantCode(100*time.Hour, 1, keyring.CodeExpired)
+		f.wantCode(100*time.Hour, 1, record.CodeExpired)
 		f.wantAccepted(100*time.Hour, 2)
 	})
 	t.Run("only its end makes a rotation due", func(t *testing.T) {
@@ -886,8 +887,8 @@ func TestLateTickAcceptsNothingAndEndsNothingEarly(t *testing.T) {
 	f := named(t, policy())
 	f.must(f.overlap(0, 24*time.Hour))
 	f.tick(24*time.Hour - 1)
-	f.wantCode(24*time.Hour-1, 1, keyring.CodeValid)
-	f.wantCode(24*time.Hour, 1, keyring.CodeRetired) // nothing has ticked
+	f.wantCode(24*time.Hour-1, 1, record.CodeValid)
+	f.wantCode(24*time.Hour, 1, record.CodeRetired) // nothing has ticked
 	f.tick(500 * time.Hour)
 	f.wantTime("ended_time", f.version(1).EndedTime, 24*time.Hour)
 	// The rollback window counts from the deadline, not from the tick.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
 
 const stored = `{"schema":1,"key_id":"EXAMPLEkey01","name":"billing","role":"partners","created_time":"2026-01-01T00:00:00Z",` +
@@ -92,7 +93,7 @@ func TestStates(t *testing.T) {
 	if zero != keyring.StateUnknown || zero.String() != "unknown" {
 		t.Errorf("the zero state is %s", zero)
 	}
-	for _, s := range keyring.States() {
+	for _, s := range record.States() {
 		text, err := s.MarshalText()
 		var back keyring.State
 		if err != nil || back.UnmarshalText(text) != nil || back != s {
@@ -186,9 +187,9 @@ func TestADeletedKeyRemembersWhatLeaked(t *testing.T) {
 		return k.EndAll(at(time.Minute), keyring.Cleanup{Name: "billing"}), nil
 	})
 	f.k = reload(t, f.k)
-	f.wantCode(time.Hour, 1, keyring.CodeCompromised)
-	f.wantCode(time.Hour, 2, keyring.CodeNotFound)
-	f.wantCode(time.Hour, 3, keyring.CodeNotFound)
+	f.wantCode(time.Hour, 1, record.CodeCompromised)
+	f.wantCode(time.Hour, 2, record.CodeNotFound)
+	f.wantCode(time.Hour, 3, record.CodeNotFound)
 	f.wantTime("deleted_time", f.k.Deleted, time.Minute)
 	f.wantEvents("key.deleted v0")
 	if f.k.ID != "EXAMPLEkey01" || f.k.Cleanup == nil || len(f.k.History) != 1 || len(f.k.Requests) != 0 {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
 
 var rewrite = flag.Bool("rewrite", false, "write the timelines with what they answer now")
@@ -258,12 +259,12 @@ func (s *story) verify(w words) []string {
 		if err != nil {
 			continue
 		}
-		verdict := s.k.Verify(t0.Add(s.now), s.limits, keyring.Query{Digest: digest(n), Scopes: w.list("scopes")})
+		verdict := s.k.Verify(t0.Add(s.now), s.limits, record.Query{Digest: digest(n), Scopes: w.list("scopes")})
 		line := fmt.Sprintf("v%d %s", n, verdict.Code)
 		if v, ok := s.k.Version(verdict.Version); ok {
 			line += " (" + v.StateAt(t0.Add(s.now)).String() + ")"
 		}
-		if verdict.Code == keyring.CodeValid && len(verdict.Scopes) > 0 {
+		if verdict.Code == record.CodeValid && len(verdict.Scopes) > 0 {
 			line += " " + strings.Join(verdict.Scopes, ",")
 		}
 		out = append(out, line)

@@ -3,27 +3,10 @@
 package keyring
 
 import (
-	"net/netip"
 	"time"
 
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
-)
-
-// Code is the answer to a verification.
-type Code string
-
-// The codes, in the order in which they are decided.
-const (
-	CodeMalformed         Code = "MALFORMED"
-	CodeNotFound          Code = "NOT_FOUND"
-	CodeCompromised       Code = "COMPROMISED"
-	CodeRevoked           Code = "REVOKED"
-	CodeDisabled          Code = "DISABLED"
-	CodeRetired           Code = "RETIRED"
-	CodeExpired           Code = "EXPIRED"
-	CodeForbiddenSource   Code = "FORBIDDEN_SOURCE"
-	CodeInsufficientScope Code = "INSUFFICIENT_SCOPE"
-	CodeValid             Code = "VALID"
 )
 
 // Limits are what the role allows now: the scopes and addresses of a key are
@@ -36,29 +19,10 @@ type Limits struct {
 	BoundCIDRs    []string
 }
 
-// Query is what a request presents.
-type Query struct {
-	Digest token.Digest
-	// Scopes are all required.
-	Scopes []string
-	// SourceIP is the zero Addr where the caller did not say.
-	SourceIP netip.Addr
-}
-
-// Verdict is the answer to a Query.
-type Verdict struct {
-	Code Code
-	// Version is the number of the version whose secret was presented, 0 for
-	// CodeNotFound: nothing may then be told about the key.
-	Version int
-	// Scopes are those in force for that version.
-	Scopes []string
-}
-
 // Verify judges q at now. It compares the digest with that of every version,
-// each in constant time.
-func (k *Key) Verify(now time.Time, limits Limits, q Query) Verdict {
-	now = k.Now(now)
+// each in constant time. The decision is the one that verifiers elsewhere make
+// on the VerifierRecord of the key.
+func (k *Key) Verify(now time.Time, limits Limits, q record.Query) record.Verdict {
 	var v *Version
 	for i := range k.Versions {
 		if k.Versions[i].Digest.Equal(q.Digest) {
@@ -66,40 +30,61 @@ func (k *Key) Verify(now time.Time, limits Limits, q Query) Verdict {
 		}
 	}
 	if v == nil {
-		return Verdict{Code: CodeNotFound}
+		return record.Verdict{Code: record.CodeNotFound}
 	}
-	verdict := Verdict{Code: CodeValid, Version: v.Number, Scopes: k.ScopesAt(now, v, limits)}
-	state := v.StateAt(now)
-	switch {
-	case state == StateCompromised:
-		verdict.Code = CodeCompromised
-	case state == StateRevoked:
-		verdict.Code = CodeRevoked
-	case k.Disabled:
-		verdict.Code = CodeDisabled
-	case state == StateRetired && v.agedOut():
-		verdict.Code = CodeExpired
-	case state == StateRetired:
-		verdict.Code = CodeRetired
-	case !AllowedFrom(k.BoundCIDRs, q.SourceIP) || !AllowedFrom(limits.BoundCIDRs, q.SourceIP):
-		verdict.Code = CodeForbiddenSource
-	case !CoversAll(verdict.Scopes, q.Scopes):
-		verdict.Code = CodeInsufficientScope
-	}
-	return verdict
+	r := k.header(limits)
+	told := v.record(r.Scopes, limits)
+	return r.Judge(now, &told, q)
 }
 
-// ScopesAt returns the scopes in force for the version v at now: what key and
-// role both grant, narrowed by an overlap.
-func (k *Key) ScopesAt(now time.Time, v *Version, limits Limits) []string {
-	scopes := k.GrantedScopes(limits)
+// VerifierRecord is what verifiers are told of the key: never a plaintext, and the
+// digest of a version that was made elsewhere only where it is among
+// presented.
+func (k *Key) VerifierRecord(limits Limits, presented []token.Digest) *record.Record {
+	r := k.header(limits)
+	r.Versions = make([]record.Version, len(k.Versions))
+	for i := range k.Versions {
+		v := &k.Versions[i]
+		r.Versions[i] = v.record(r.Scopes, limits)
+		if v.Imported && !containsDigest(presented, v.Digest) {
+			r.Versions[i].Digest = token.Digest{}
+		}
+	}
+	return &r
+}
+
+// header is the record without its versions.
+func (k *Key) header(limits Limits) record.Record {
+	return record.Record{
+		KeyID: k.ID, Name: k.Name, Role: k.Role, Enabled: !k.Disabled, Imported: k.Imported, Deleted: !k.Deleted.IsZero(),
+		Scopes: k.GrantedScopes(limits), BoundCIDRs: k.BoundCIDRs, RoleBoundCIDRs: limits.BoundCIDRs,
+		CustomMetadata: k.CustomMetadata, Recorded: k.Recorded,
+	}
+}
+
+// record is what verifiers are told of the version, of a key with these
+// scopes.
+func (v *Version) record(granted []string, limits Limits) record.Version {
+	told := record.Version{
+		Number: v.Number, Digest: v.Digest, Imported: v.Imported, Life: *v.life(), SupersededBy: v.SupersededBy,
+	}
 	if v.OverlapScopes != nil {
-		scopes = Intersect(scopes, v.OverlapScopes)
+		granted = record.Intersect(granted, v.OverlapScopes)
+		told.Scopes = &granted
 	}
-	if limits.OverlapScopes != nil && v.StateAt(now) == StateRetiring && !now.Before(v.OverlapEnds) {
-		scopes = Intersect(scopes, limits.OverlapScopes)
+	if limits.OverlapScopes != nil && v.State == StateRetiring {
+		late := record.Intersect(granted, limits.OverlapScopes)
+		told.LateScopes = &late
 	}
-	return scopes
+	return told
+}
+
+func containsDigest(digests []token.Digest, d token.Digest) bool {
+	found := false
+	for _, one := range digests {
+		found = one.Equal(d) || found
+	}
+	return found
 }
 
 // GrantedScopes returns the scopes that key and role both grant now.
@@ -107,5 +92,5 @@ func (k *Key) GrantedScopes(limits Limits) []string {
 	if k.Scopes == nil {
 		return limits.Scopes
 	}
-	return Intersect(*k.Scopes, limits.Scopes)
+	return record.Intersect(*k.Scopes, limits.Scopes)
 }

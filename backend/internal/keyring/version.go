@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
@@ -87,31 +88,24 @@ func (v *Version) UnmarshalJSON(data []byte) (err error) {
 	return err
 }
 
+// life is what decides whether the version is accepted.
+func (v *Version) life() *record.Life {
+	return &record.Life{
+		State: v.State, SupersededTime: v.SupersededTime, OverlapEnds: v.OverlapEnds,
+		AcceptedUntil: v.AcceptedUntil, ExpireTime: v.ExpireTime, EndedTime: v.EndedTime,
+	}
+}
+
 // StateAt is the state that holds at now: a version whose overlap, hard age or
 // lease is over is retired, whether or not that has been recorded.
-func (v *Version) StateAt(now time.Time) State {
-	if end, timed := v.timedEnd(); timed && !now.Before(end) {
-		return StateRetired
-	}
-	return v.State
-}
+func (v *Version) StateAt(now time.Time) State { return v.life().StateAt(now) }
 
 // timedEnd is when time alone ends the acceptance of the version. It tells
 // false where nothing does, or where it has ended.
-func (v *Version) timedEnd() (time.Time, bool) {
-	switch {
-	case v.State.Ended():
-		return time.Time{}, false
-	case v.State == StateRetiring:
-		return earlier(v.AcceptedUntil, v.ExpireTime), true
-	}
-	return v.ExpireTime, !v.ExpireTime.IsZero()
-}
+func (v *Version) timedEnd() (time.Time, bool) { return v.life().TimedEnd() }
 
 // ExpiredAt tells whether the version is past its hard age or its lease.
-func (v *Version) ExpiredAt(now time.Time) bool {
-	return !v.ExpireTime.IsZero() && !now.Before(v.ExpireTime)
-}
+func (v *Version) ExpiredAt(now time.Time) bool { return v.life().ExpiredAt(now) }
 
 // AcceptedAt tells whether the version's own state and times allow it at now.
 // The key may still be disabled.
@@ -137,23 +131,7 @@ func (v *Version) restorableUntil() time.Time {
 func (v *Version) prunable() bool { return v.State == StateRetired || v.State == StateRevoked }
 
 // EndedAt is when the version ended, zero where it has not at now.
-func (v *Version) EndedAt(now time.Time) time.Time {
-	if end, timed := v.timedEnd(); timed && !now.Before(end) {
-		return end
-	}
-	return v.EndedTime
-}
-
-// agedOut tells whether it was the version's hard age or its lease that ended
-// it, before any overlap was over. The answer is the same before and after the
-// retirement is recorded.
-func (v *Version) agedOut() bool {
-	end := v.EndedTime
-	if timed, ok := v.timedEnd(); ok {
-		end = timed
-	}
-	return v.ExpiredAt(end) && (v.SupersededTime.IsZero() || end.Before(v.OverlapEnds))
-}
+func (v *Version) EndedAt(now time.Time) time.Time { return v.life().EndedAt(now) }
 
 // retire records the end of an overlap at the instant at.
 func (v *Version) retire(at time.Time, reason string) {

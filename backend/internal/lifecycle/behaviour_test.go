@@ -19,6 +19,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
 
 // TestCatchUpAfterWeeks: each overdue key rotates exactly once, and not all of
@@ -45,7 +46,7 @@ func TestCatchUpAfterWeeks(t *testing.T) {
 				perMinute[m]++
 			}
 			if since := w.clock.Now().Sub(k.LastRotation); k.Latest() == 2 && since < time.Hour {
-				if code := w.verify(w.issued[i]); code != keyring.CodeValid {
+				if code := w.verify(w.issued[i]); code != record.CodeValid {
 					t.Errorf("%s after its rotation the old token of %s is %s", since, k.Label(), code)
 				}
 			}
@@ -383,7 +384,7 @@ func TestDisabledKeys(t *testing.T) {
 	w.run(10*24*time.Hour, nil)
 	w.expectStates(id, "1 retired, 2 active")
 	for _, text := range w.issued {
-		if code := w.verify(text); code != keyring.CodeDisabled {
+		if code := w.verify(text); code != record.CodeDisabled {
 			t.Errorf("a token is %s", code)
 		}
 	}
@@ -417,14 +418,14 @@ func TestALeasedKeyIsForgottenADayAfterItsEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if code := w.verify(other.Token); code != keyring.CodeRevoked {
+	if code := w.verify(other.Token); code != record.CodeRevoked {
 		t.Errorf("after the lease was revoked the token is %s", code)
 	}
 	w.run(23*time.Hour, nil)
 	if w.key(other.Key.ID) == nil {
 		t.Error("forgotten before a day was over")
 	}
-	if code := w.verify(made.Token); code == keyring.CodeValid {
+	if code := w.verify(made.Token); code == record.CodeValid {
 		t.Error("valid after its lease")
 	}
 	w.run(2*time.Hour, nil)
@@ -567,7 +568,7 @@ func TestClockSetBack(t *testing.T) {
 	w.clock.Leap(-90 * time.Minute)
 	w.mustTick()
 	w.expectStates(id, "1 retired, 2 active")
-	if code := w.verify(made.Token); code != keyring.CodeRetired {
+	if code := w.verify(made.Token); code != record.CodeRetired {
 		t.Errorf("with the clock set back the retired token is %s", code)
 	}
 	again := w.rotate(id, lifecycle.RotateWish{})

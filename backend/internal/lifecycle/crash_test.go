@@ -15,6 +15,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
 
 // scenario is an operation that is cut off at each of its storage operations.
@@ -380,7 +381,7 @@ func recovered(w *world, sc scenario, id string, lost bool, allowed []string) {
 	case errors.Is(err, lifecycle.ErrExists):
 		// Created, but never answered: its client gets its key by a rotation.
 		made := w.rotate(clientID(w, id), lifecycle.RotateWish{})
-		if code := w.verify(made.Token); code != keyring.CodeValid {
+		if code := w.verify(made.Token); code != record.CodeValid {
 			t.Errorf("after a rotation the token is %s", code)
 		}
 	case errors.Is(err, lifecycle.ErrNoKey) && sc.ends:

@@ -22,6 +22,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
@@ -158,7 +159,7 @@ func (w *world) key(id string) *keyring.Key {
 }
 
 // verify judges a token as the engine does now.
-func (w *world) verify(text string) keyring.Code {
+func (w *world) verify(text string) record.Code {
 	w.t.Helper()
 	parsed, err := token.Parse(text)
 	if err != nil {
@@ -166,7 +167,7 @@ func (w *world) verify(text string) keyring.Code {
 	}
 	k := w.key(parsed.KeyID)
 	if k == nil {
-		return keyring.CodeNotFound
+		return record.CodeNotFound
 	}
 	limits := keyring.Limits{}
 	if k.Deleted.IsZero() {
@@ -176,7 +177,7 @@ func (w *world) verify(text string) keyring.Code {
 		}
 		limits = r.Limits()
 	}
-	return k.Verify(w.keeper.Store.Now(), limits, keyring.Query{Digest: token.Sum(text)}).Code
+	return k.Verify(w.keeper.Store.Now(), limits, record.Query{Digest: token.Sum(text)}).Code
 }
 
 // tick does what is due, as the periodic job does.
@@ -360,7 +361,7 @@ func (w *world) checkServed(id string) {
 		w.t.Errorf("the active token of %s cannot be read: %v", k.Label(), err)
 		return
 	}
-	if code := w.verify(text); code != keyring.CodeValid {
+	if code := w.verify(text); code != record.CodeValid {
 		w.t.Errorf("at %s the active token of %s is refused: %s", w.clock.Now(), k.Label(), code)
 	}
 }
@@ -433,7 +434,7 @@ func TestBudget(t *testing.T) {
 	}
 	w.counting.Reset()
 	for range 3 {
-		if code := w.verify(w.issued[len(w.issued)-1]); code != keyring.CodeValid {
+		if code := w.verify(w.issued[len(w.issued)-1]); code != record.CodeValid {
 			t.Fatal(code)
 		}
 	}

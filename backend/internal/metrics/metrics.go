@@ -16,6 +16,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
 
 // prefix begins the name of every metric.
@@ -90,7 +91,7 @@ func New(c clock.Clock, version, commit string) *Metrics {
 	// What is 0 is told, so that Prometheus sees the first increase.
 	m.roles.Store(&map[string]*roleCounters{})
 	for i, code := range codes {
-		if code == keyring.CodeMalformed || code == keyring.CodeNotFound {
+		if code == record.CodeMalformed || code == record.CodeNotFound {
 			m.unknown[i] = m.verifications.WithLabelValues("", string(code))
 		}
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
 
 var epoch = time.Date(2026, 1, 5, 0, 0, 0, 0, time.UTC)
@@ -69,11 +70,11 @@ func wants(t *testing.T, text string, lines ...string) {
 func TestVerificationsAreCountedByRoleAndCode(t *testing.T) {
 	t.Parallel()
 	m := New(clock.NewManual(epoch), "v1.2.3", "abc")
-	m.Verified("trading", keyring.CodeValid)
-	m.Verified("trading", keyring.CodeValid)
-	m.Verified("trading", keyring.CodeRetired)
-	m.Verified("trading", keyring.CodeNotFound) // tells nothing of the role
-	m.Unknown(keyring.CodeMalformed)
+	m.Verified("trading", record.CodeValid)
+	m.Verified("trading", record.CodeValid)
+	m.Verified("trading", record.CodeRetired)
+	m.Verified("trading", record.CodeNotFound) // tells nothing of the role
+	m.Unknown(record.CodeMalformed)
 	wants(t, text(t, m, none()),
 		`apikeys_verifications_total{code="VALID",role="trading"} 2`,
 		`apikeys_verifications_total{code="RETIRED",role="trading"} 1`,
@@ -89,13 +90,13 @@ func TestACountedVerificationAllocatesNothing(t *testing.T) {
 	t.Parallel()
 	m := New(clock.NewManual(epoch), "", "")
 	role := "trading"
-	m.Verified(role, keyring.CodeValid)
+	m.Verified(role, record.CodeValid)
 	// Other tests run at the same time, so allocations are counted by a benchmark.
 	result := testing.Benchmark(func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			m.Verified(role, keyring.CodeInsufficientScope)
-			m.Unknown(keyring.CodeNotFound)
+			m.Verified(role, record.CodeInsufficientScope)
+			m.Unknown(record.CodeNotFound)
 		}
 	})
 	if result.N > 1000 && result.AllocsPerOp() > 0 {
@@ -106,12 +107,12 @@ func TestACountedVerificationAllocatesNothing(t *testing.T) {
 func BenchmarkVerified(b *testing.B) {
 	m := New(clock.NewManual(epoch), "", "")
 	for i := range 100 {
-		m.Verified(fmt.Sprint("role", i), keyring.CodeValid)
+		m.Verified(fmt.Sprint("role", i), record.CodeValid)
 	}
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			m.Verified("role50", keyring.CodeValid)
+			m.Verified("role50", record.CodeValid)
 		}
 	})
 }
@@ -120,9 +121,9 @@ func TestRolesAreBounded(t *testing.T) {
 	t.Parallel()
 	m := New(clock.NewManual(epoch), "", "")
 	for i := range MaxRoles + 50 {
-		m.Verified(fmt.Sprint("role", i), keyring.CodeValid)
+		m.Verified(fmt.Sprint("role", i), record.CodeValid)
 	}
-	m.Verified("role0", keyring.CodeValid)
+	m.Verified("role0", record.CodeValid)
 	out := text(t, m, none())
 	wants(t, out,
 		`apikeys_verifications_total{code="VALID",role="role0"} 2`,
@@ -204,7 +205,7 @@ func TestEveryEventAndEveryCodeBeginsAtZero(t *testing.T) {
 	}
 	for _, code := range constants(t, "verify.go", "Code") {
 		role := "r"
-		if code == string(keyring.CodeNotFound) || code == string(keyring.CodeMalformed) {
+		if code == string(record.CodeNotFound) || code == string(record.CodeMalformed) {
 			role = ""
 		}
 		wants(t, out, fmt.Sprintf(`apikeys_verifications_total{code="%s",role="%s"} 0`, code, role))
@@ -334,7 +335,7 @@ func TestConcurrentUseCountsEverything(t *testing.T) {
 	for worker := range 4 {
 		all.Go(func() {
 			for i := range 500 {
-				m.Verified(fmt.Sprint("role", i%50), keyring.CodeValid)
+				m.Verified(fmt.Sprint("role", i%50), record.CodeValid)
 				if i%100 == worker {
 					_ = text(t, m, none())
 				}

@@ -7,7 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
 
 const (
@@ -21,9 +21,9 @@ const (
 const codeCount = 10
 
 // codes are the verdicts of a verification.
-var codes = [codeCount]keyring.Code{
-	keyring.CodeValid, keyring.CodeMalformed, keyring.CodeNotFound, keyring.CodeCompromised, keyring.CodeRevoked,
-	keyring.CodeDisabled, keyring.CodeRetired, keyring.CodeExpired, keyring.CodeForbiddenSource, keyring.CodeInsufficientScope,
+var codes = [codeCount]record.Code{
+	record.CodeValid, record.CodeMalformed, record.CodeNotFound, record.CodeCompromised, record.CodeRevoked,
+	record.CodeDisabled, record.CodeRetired, record.CodeExpired, record.CodeForbiddenSource, record.CodeInsufficientScope,
 }
 
 // roleCounters are the counters of one role, looked up once.
@@ -35,7 +35,7 @@ type roleCounters struct {
 
 // Verified counts a verification of a key of this role. It allocates nothing
 // once the role is known.
-func (m *Metrics) Verified(role string, code keyring.Code) {
+func (m *Metrics) Verified(role string, code record.Code) {
 	for i := range codes {
 		if codes[i] != code {
 			continue
@@ -50,7 +50,7 @@ func (m *Metrics) Verified(role string, code keyring.Code) {
 }
 
 // Unknown counts a verification of a key that does not exist.
-func (m *Metrics) Unknown(code keyring.Code) { m.Verified("", code) }
+func (m *Metrics) Unknown(code record.Code) { m.Verified("", code) }
 
 // role returns the counters of a role.
 func (m *Metrics) role(name string) *roleCounters {

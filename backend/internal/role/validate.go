@@ -10,8 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/schedule"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
@@ -72,7 +72,7 @@ func (r *Role) checkGrants() error {
 		return err
 	}
 	for i, s := range r.OverlapScopes {
-		if !keyring.CoversAll(r.Scopes, []string{s}) {
+		if !record.CoversAll(r.Scopes, []string{s}) {
 			return fmt.Errorf("overlap_scopes: the one at position %d is not covered by scopes: they can only narrow what the role grants", i+1)
 		}
 	}
@@ -258,7 +258,7 @@ func CheckCIDRs(field string, cidrs []string) error {
 		return fmt.Errorf("%s must hold at most %d ranges, got %d", field, maxCIDRs, len(cidrs))
 	}
 	for i, c := range cidrs {
-		if _, err := keyring.ParseRange(c); err != nil {
+		if _, err := record.ParseRange(c); err != nil {
 			return fmt.Errorf("%s: the one at position %d is neither an address nor a range in CIDR notation, such as 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32", field, i+1)
 		}
 		if slices.Contains(cidrs[:i], c) {

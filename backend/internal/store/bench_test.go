@@ -17,6 +17,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
@@ -111,7 +112,7 @@ func BenchmarkCachedVerify(b *testing.B) {
 				b.Error(err)
 				return
 			}
-			if v := k.Verify(start, r.Limits(), keyring.Query{Digest: digest}); v.Code != keyring.CodeNotFound {
+			if v := k.Verify(start, r.Limits(), record.Query{Digest: digest}); v.Code != record.CodeNotFound {
 				b.Error(v)
 				return
 			}
