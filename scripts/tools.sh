@@ -16,13 +16,20 @@ dir=$cache/tools-$key
 
 if [ ! -d "$dir" ]; then
 	mkdir -p "$cache"
+	# One build at a time: a second caller waits for the first and takes its result.
+	if command -v flock >/dev/null; then
+		exec 9>"$cache/tools.lock"
+		flock 9
+	fi
+fi
+if [ ! -d "$dir" ]; then
 	tmp=$(mktemp -d "$cache/tools-build.XXXXXX")
 	trap 'rm -rf "$tmp"' EXIT
 	trap 'exit 130' INT
 	trap 'exit 143' TERM
 	start=$SECONDS
 	echo "Building the linters from source, once, about 2 minutes ..." >&2
-	(cd "$module" && CGO_ENABLED=0 GOFLAGS=-mod=readonly GOWORK=off GOBIN="$tmp" go install -trimpath tool) >&2
+	(cd "$module" && CGO_ENABLED=0 GOFLAGS=-mod=readonly GOWORK=off GOBIN="$tmp" go install -trimpath tool) >&2 9>&-
 	echo "  done in $((SECONDS - start)) s: $dir" >&2
 	# Somebody else may have been quicker; theirs is as good.
 	chmod 755 "$tmp"
