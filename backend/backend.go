@@ -269,7 +269,7 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 	e.keeper = &lifecycle.Keeper{
 		Store: s, Clock: b.clock, Rand: b.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages()), Logger: b.Logger(),
 	}
-	e.keeper.Book.Reports = usage.NewReports(reports)
+	e.keeper.Book.Reports = usage.NewReports(reports, b.clock.Now())
 	b.startWatching(e)
 	e.ticker = jobs.NewTicker(e.keeper, b.Logger())
 	e.bulk = jobs.NewBulk(e.keeper, b.Logger())

@@ -66,7 +66,7 @@ type attempt struct {
 func NewBook(t *Tracker, pages PageStore) *Book {
 	return &Book{
 		tracker: t, pages: pages, retention: 168 * time.Hour, forgotten: map[string]struct{}{},
-		unsure: map[string]attempt{}, Reports: NewReports(nil), judged: map[string]int64{},
+		unsure: map[string]attempt{}, Reports: NewReports(nil, time.Time{}), judged: map[string]int64{},
 	}
 }
 

@@ -29,12 +29,12 @@ func (t *Tracker) Drained(k *keyring.Key, quiet time.Duration, now time.Time) ke
 func (b *Book) Drained(ctx context.Context, k *keyring.Key, quiet time.Duration, now time.Time) keyring.DrainCheck {
 	return func(number int) keyring.DrainVerdict {
 		v, _ := k.Version(number)
-		known, from := b.Reports.Known(v.SupersededTime, now)
+		known, from, late := b.Reports.Known(v.SupersededTime, now)
 		verdict := b.tracker.drained(k, quiet, from, known, number)
 		if !verdict.Drained {
 			if known.Before(now) && !verdict.Next.IsZero() {
 				verdict.Next = earliest(verdict.Next.Add(min(24*time.Hour, now.Sub(known))), now.Add(recheck(k, number, quiet, now)))
-				verdict.Why += fmt.Sprintf("; a verifier has reported only up to %s", known.UTC().Format(time.RFC3339))
+				verdict.Why += "; " + late
 			}
 			return verdict
 		}

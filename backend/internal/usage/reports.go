@@ -26,6 +26,11 @@ const (
 	verifierLife = 31 * 24 * time.Hour
 	// gapLife is how long a report that is missing is waited for.
 	gapLife = 15 * time.Minute
+	// seenEvery is how often it is stored that a verifier was heard from which
+	// does not report, and seenLag how far what is stored can lag behind: that
+	// and two flushes.
+	seenEvery = 15 * time.Minute
+	seenLag   = seenEvery + 2*time.Minute
 )
 
 // Reports remembers which reports of verifiers were counted, so that a
@@ -35,21 +40,48 @@ const (
 // A report is remembered in storage before what it counted is: a crash between
 // loses counts. Only a report that comes during a flush, and whose answer is
 // lost in a crash right then, may count twice.
+//
+// Nothing that is forgotten counts as having reported. What had to make room,
+// and what storage gave back damaged, lives on in one entry that stands for all
+// of it: a version that was superseded before then is not known to be unused.
 type Reports struct {
 	mu        sync.Mutex
 	verifiers map[string]*verifier
+	// forgotten stands for the verifiers that are not remembered any more; nil
+	// while there are none. It is never dropped.
+	forgotten *verifier
 	dirty     bool
+}
+
+// Verifier is what is known of one verifier.
+type Verifier struct {
+	// Name is the one that it was accepted, or heard, under.
+	Name string
+	// Boot is its present start; empty where it never said.
+	Boot string
+	// LastSeen is when it was last heard from.
+	LastSeen time.Time
+	// ReportedThrough is the time up to which it has reported all that it saw;
+	// zero where it never did.
+	ReportedThrough time.Time
 }
 
 type verifier struct {
 	// Boots are the last starts, the present one last.
-	Boots    []*boot   `json:"boots"`
+	Boots    []*boot   `json:"boots,omitempty"`
 	LastSeen time.Time `json:"last_seen"`
 	// Through is the time up to which nothing is missing, except what was seen
 	// before Since and is lost: with the memory of a former boot, or with a
 	// report that never came.
 	Through time.Time `json:"reported_through,omitzero"`
 	Since   time.Time `json:"since,omitzero"`
+	// Silent is set once it was heard from otherwise than by a report: then
+	// LastSeen as it is stored lags behind, by seenLag at most.
+	Silent bool `json:"silent,omitempty"`
+
+	// stored is LastSeen as it was stored last, and perhaps the time up to which
+	// it may have been heard from before a crash.
+	stored, perhaps time.Time
 }
 
 // boot is what is known of the reports of one start.
@@ -67,17 +99,120 @@ type boot struct {
 	Through time.Time `json:"through,omitzero"`
 }
 
-// NewReports returns what data, as Encode made it, remembers. Damaged data are
-// as none: reports may then count twice, and none is lost.
-func NewReports(data []byte) *Reports {
-	r := &Reports{}
-	if data == nil || json.Unmarshal(data, &r.verifiers) != nil || r.verifiers == nil {
-		r.verifiers = map[string]*verifier{}
+// forgottenName is that of the entry of forgotten verifiers in the stored
+// form. No verifier is called so: a name begins with its caller.
+const forgottenName = ""
+
+// NewReports returns what data, as Encode made it, remembers at now. What of it
+// is damaged counts as verifiers that were heard from until now and never
+// reported: no version that was superseded before is known to be unused, and
+// reports that were counted may count twice.
+func NewReports(data []byte, now time.Time) *Reports {
+	r := &Reports{verifiers: map[string]*verifier{}}
+	if data == nil {
+		return r
 	}
-	maps.DeleteFunc(r.verifiers, func(_ string, v *verifier) bool {
-		return v == nil || len(v.Boots) == 0 || slices.Contains(v.Boots, nil)
-	})
+	err := json.Unmarshal(data, &r.verifiers)
+	if r.verifiers == nil { // it is stored as null
+		r.verifiers = map[string]*verifier{}
+		err = errDamaged
+	}
+	r.forgotten = r.verifiers[forgottenName]
+	_, had := r.verifiers[forgottenName]
+	delete(r.verifiers, forgottenName)
+	for name, v := range r.verifiers {
+		if v == nil || slices.Contains(v.Boots, nil) {
+			err = errDamaged
+			delete(r.verifiers, name)
+			continue
+		}
+		v.stored = v.LastSeen
+		if v.Silent {
+			v.perhaps = earliest(now, v.LastSeen.Add(seenLag))
+		}
+	}
+	if err != nil || had && r.forgotten == nil {
+		r.forget(&verifier{LastSeen: now, Since: now})
+		r.dirty = true
+	}
 	return r
+}
+
+// forget adds a verifier to those that are not remembered any more.
+func (r *Reports) forget(v *verifier) {
+	seen := later(v.LastSeen, v.perhaps)
+	if r.forgotten == nil {
+		r.forgotten = &verifier{LastSeen: seen, Through: v.Through, Since: v.Since}
+		return
+	}
+	f := r.forgotten
+	f.LastSeen, f.Since = later(f.LastSeen, seen), later(f.Since, v.Since)
+	if v.Through.Before(f.Through) {
+		f.Through = v.Through
+	}
+}
+
+// Heard notes that a verifier is at work, as its polls tell: until it reports,
+// what it may have seen is unknown. boot is its present start, empty where that
+// was not said. It may be called each second: there is something to store only
+// where the verifier or the boot is new, or once in seenEvery.
+func (r *Reports) Heard(name, bootID string, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v := r.verifiers[name]
+	if v == nil {
+		v = r.add(name, now)
+	}
+	v.LastSeen = later(v.LastSeen, now)
+	if !v.Silent || now.Sub(v.stored) >= seenEvery {
+		v.Silent, r.dirty = true, true
+	}
+	if bootID != "" && (len(v.Boots) == 0 || v.Boots[len(v.Boots)-1].ID != bootID) {
+		v.boot(bootID, now)
+		r.dirty = true
+	}
+}
+
+// add remembers a verifier, and makes room for it.
+func (r *Reports) add(name string, now time.Time) *verifier {
+	r.makeRoom(now)
+	v := &verifier{LastSeen: now}
+	r.verifiers[name] = v
+	r.dirty = true
+	return v
+}
+
+// Verifiers returns what is known of all verifiers that are remembered, by
+// name.
+func (r *Reports) Verifiers() []Verifier {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]Verifier, 0, len(r.verifiers))
+	for name, v := range r.verifiers {
+		all = append(all, v.public(name))
+	}
+	slices.SortFunc(all, func(a, b Verifier) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// Verifier returns what is known of one verifier. It reports false where it
+// was never heard from, or is forgotten.
+func (r *Reports) Verifier(name string) (Verifier, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v := r.verifiers[name]
+	if v == nil {
+		return Verifier{}, false
+	}
+	return v.public(name), true
+}
+
+func (v *verifier) public(name string) Verifier {
+	p := Verifier{Name: name, LastSeen: v.LastSeen, ReportedThrough: v.Through}
+	if n := len(v.Boots); n > 0 {
+		p.Boot = v.Boots[n-1].ID
+	}
+	return p
 }
 
 // Accept tells whether a report is new, and remembers it. A report that is
@@ -89,12 +224,10 @@ func (r *Reports) Accept(name, bootID string, sequence uint64, through, now time
 	defer r.mu.Unlock()
 	v := r.verifiers[name]
 	if v == nil {
-		r.makeRoom(now)
-		v = &verifier{}
-		r.verifiers[name] = v
+		v = r.add(name, now)
 	}
 	r.dirty = true
-	v.LastSeen = now
+	v.LastSeen = later(v.LastSeen, now)
 	b := v.boot(bootID, now)
 	if fresh = b.count(sequence); fresh {
 		count() // before anybody can take the report for counted
@@ -188,29 +321,63 @@ func (r *Reports) makeRoom(now time.Time) {
 	if len(r.verifiers) < maxVerifiers {
 		return
 	}
-	maps.DeleteFunc(r.verifiers, func(_ string, v *verifier) bool { return now.Sub(v.LastSeen) > verifierLife })
+	oldest := ""
+	for name, v := range r.verifiers {
+		if now.Sub(v.LastSeen) > verifierLife {
+			r.drop(name)
+		} else if o := r.verifiers[oldest]; o == nil || v.LastSeen.Before(o.LastSeen) {
+			oldest = name
+		}
+	}
 	if len(r.verifiers) >= maxVerifiers {
-		r.dropOldest(1)
+		r.drop(oldest)
 	}
 }
 
+// drop forgets a verifier.
+func (r *Reports) drop(name string) {
+	r.forget(r.verifiers[name])
+	delete(r.verifiers, name)
+	r.dirty = true
+}
+
 // Known is the time up to which use is known: now, or earlier where a
-// verifier that was heard from since has not reported up to now. Before from,
-// such a verifier may have seen use that it never reported.
-func (r *Reports) Known(since, now time.Time) (through, from time.Time) {
+// verifier that was heard from since has not reported up to now, which why
+// tells then. Before from, such a verifier may have seen use that it never
+// reported.
+func (r *Reports) Known(since, now time.Time) (through, from time.Time, why string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	through = now
-	for _, v := range r.verifiers {
-		if v.LastSeen.Before(since) {
-			continue
+	slowest := ""
+	look := func(name string, v *verifier) {
+		if later(v.LastSeen, v.perhaps).Before(since) {
+			return
 		}
-		if v.Through.Before(through) {
-			through = v.Through
+		if v.Through.Before(through) || why != "" && v.Through.Equal(through) && name < slowest {
+			through, slowest, why = v.Through, name, v.behind(name)
 		}
 		from = later(from, v.Since)
 	}
-	return through, from
+	for name, v := range r.verifiers {
+		look(name, v)
+	}
+	if r.forgotten != nil {
+		look(forgottenName, r.forgotten)
+	}
+	return through, from, why
+}
+
+// behind says up to when a verifier has reported.
+func (v *verifier) behind(name string) string {
+	who := "a verifier that is not remembered any more, last heard from at " + v.LastSeen.UTC().Format(time.RFC3339) + ","
+	if name != forgottenName {
+		who = "verifier " + printable(name)
+	}
+	if v.Through.IsZero() {
+		return who + " has not reported"
+	}
+	return who + " has reported only up to " + v.Through.UTC().Format(time.RFC3339)
 }
 
 // Encode returns what is to be stored, nil where nothing changed since the
@@ -222,16 +389,28 @@ func (r *Reports) Encode() ([]byte, error) {
 		return nil, nil
 	}
 	for {
-		data, err := json.Marshal(r.verifiers)
+		data, err := json.Marshal(r.stored())
 		if err != nil {
 			return nil, fmt.Errorf("encode usage reports: %w", err)
 		}
 		if len(data) <= maxReports {
 			r.dirty = false
+			for _, v := range r.verifiers {
+				v.stored = v.LastSeen
+			}
 			return data, nil
 		}
 		r.dropOldest(1 + len(r.verifiers)/20)
 	}
+}
+
+func (r *Reports) stored() map[string]*verifier {
+	if r.forgotten == nil {
+		return r.verifiers
+	}
+	all := maps.Clone(r.verifiers)
+	all[forgottenName] = r.forgotten
+	return all
 }
 
 // dropOldest forgets the n verifiers that were silent longest.
@@ -240,7 +419,7 @@ func (r *Reports) dropOldest(n int) {
 		return cmp.Or(r.verifiers[a].LastSeen.Compare(r.verifiers[b].LastSeen), strings.Compare(a, b))
 	})
 	for _, name := range names[:min(n, len(names))] {
-		delete(r.verifiers, name)
+		r.drop(name)
 	}
 }
 

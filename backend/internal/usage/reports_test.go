@@ -13,7 +13,7 @@ import (
 
 func TestAReportCountsOnceAndInAnyOrder(t *testing.T) {
 	t.Parallel()
-	r := usage.NewReports(nil)
+	r := usage.NewReports(nil, start)
 	for i, c := range []struct {
 		boot     string
 		sequence uint64
@@ -29,16 +29,16 @@ func TestAReportCountsOnceAndInAnyOrder(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r = usage.NewReports(data) // a restart forgets nothing
+		r = usage.NewReports(data, start) // a restart forgets nothing
 	}
 }
 
 func TestUseIsKnownOnlyUpToAMissingReport(t *testing.T) {
 	t.Parallel()
-	r := usage.NewReports(nil)
+	r := usage.NewReports(nil, start)
 	known := func(want, wantFrom time.Time) {
 		t.Helper()
-		if through, from := r.Known(start, at(time.Hour)); !through.Equal(want) || !from.Equal(wantFrom) {
+		if through, from, _ := r.Known(start, at(time.Hour)); !through.Equal(want) || !from.Equal(wantFrom) {
 			t.Errorf("known through %s from %s, want %s from %s", through, from, want, wantFrom)
 		}
 	}
@@ -59,7 +59,7 @@ func TestUseIsKnownOnlyUpToAMissingReport(t *testing.T) {
 
 func TestReportsAreBounded(t *testing.T) {
 	t.Parallel()
-	r := usage.NewReports(nil)
+	r := usage.NewReports(nil, start)
 	for i := range 1500 {
 		for boot := range 4 {
 			r.Accept(fmt.Sprintf("%s%d", strings.Repeat("v", 120), i), fmt.Sprintf("%s%d", strings.Repeat("b", 120), boot), 1<<50, start, at(time.Duration(i)*time.Second), func() {})
@@ -67,5 +67,169 @@ func TestReportsAreBounded(t *testing.T) {
 	}
 	if data, err := r.Encode(); err != nil || len(data) > 448<<10 {
 		t.Errorf("%d bytes, %v", len(data), err)
+	}
+}
+
+// unknown tells whether use since then counts as unknown up to now.
+func unknown(r *usage.Reports, since, now time.Time) bool {
+	through, _, _ := r.Known(since, now)
+	return through.Before(now)
+}
+
+// TestAVerifierThatIsForgottenStillDelaysDrained: it may have seen use, before
+// it was last heard from, that it never reported. What was superseded later it
+// has no say in.
+func TestAVerifierThatIsForgottenStillDelaysDrained(t *testing.T) {
+	t.Parallel()
+	for name, crowd := range map[string]func(r *usage.Reports){
+		"too many": func(r *usage.Reports) {
+			for i := range 1000 {
+				r.Heard(fmt.Sprintf("c|%d", i), "b", at(2*time.Minute))
+			}
+		},
+		"too large": func(r *usage.Reports) {
+			for i := range 999 {
+				for boot := range 3 {
+					r.Heard(fmt.Sprintf("c|%s%d", strings.Repeat("v", 120), i), fmt.Sprintf("%s%d", strings.Repeat("b", 120), boot), at(2*time.Minute))
+				}
+			}
+		},
+		"silent for too long": func(r *usage.Reports) {
+			for i := range 1000 {
+				r.Heard(fmt.Sprintf("c|%d", i), "b", at(32*24*time.Hour))
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := usage.NewReports(nil, start)
+			r.Accept("c|edge", "a", 1, at(time.Minute), at(time.Minute), func() {})
+			crowd(r)
+			data, err := r.Encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, known := r.Verifier("c|edge"); known {
+				t.Fatal("it is still remembered")
+			}
+			end := at(40 * 24 * time.Hour)
+			for _, r := range []*usage.Reports{r, usage.NewReports(data, end)} {
+				for _, v := range r.Verifiers() { // the others have reported
+					r.Accept(v.Name, v.Boot, 1, end, end, func() {})
+				}
+				through, _, why := r.Known(start, end)
+				if !through.Equal(at(time.Minute)) && name != "too large" || through.Equal(end) || !strings.Contains(why, "not remembered any more") {
+					t.Errorf("of a version superseded before, use is known through %s: %q", through, why)
+				}
+				if unknown(r, at(33*24*time.Hour), end) {
+					t.Error("it has a say in what was superseded after it was last heard from")
+				}
+			}
+		})
+	}
+}
+
+func TestReportsThatAreDamagedAreNotTakenForNone(t *testing.T) {
+	t.Parallel()
+	for name, data := range map[string]string{
+		"no JSON": "{", "null": "null", "another type": `[1]`, "a verifier that is none": `{"c|v": null}`, "a boot that is none": `{"c|v": {"boots": [null]}}`,
+		"a field of another type":          `{"c|v": {"last_seen": 5}, "c|w": {"last_seen": "2030-01-01T12:00:00Z", "reported_through": "2030-01-01T13:00:00Z"}}`,
+		"the forgotten ones that are none": `{"": null}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := usage.NewReports([]byte(data), at(time.Hour))
+			for range 2 {
+				if !unknown(r, at(59*time.Minute), at(time.Hour)) {
+					t.Error("use before they were read counts as known")
+				}
+				if unknown(r, at(61*time.Minute), at(2*time.Hour)) {
+					t.Error("use after they were read counts as unknown")
+				}
+				stored, err := r.Encode()
+				if err != nil || stored == nil {
+					t.Fatalf("there is nothing to store of it, %v", err)
+				}
+				r = usage.NewReports(stored, at(2*time.Hour)) // and that outlives a restart
+				r.Accept("c|other", "a", 1, at(3*time.Hour), at(2*time.Hour), func() {})
+			}
+		})
+	}
+}
+
+func TestAVerifierThatIsHeardDelaysDrainedUntilItReports(t *testing.T) {
+	t.Parallel()
+	r := usage.NewReports(nil, start)
+	r.Heard("c|edge", "a", at(time.Minute))
+	if !unknown(r, start, at(2*time.Minute)) {
+		t.Error("what it saw counts as known")
+	}
+	if _, _, why := r.Known(start, at(2*time.Minute)); why != "verifier edge has not reported" {
+		t.Errorf("why is %q", why)
+	}
+	if unknown(r, at(90*time.Second), at(2*time.Minute)) {
+		t.Error("it has a say in what was superseded later")
+	}
+	r.Accept("c|edge", "a", 1, at(2*time.Minute), at(2*time.Minute), func() {})
+	if unknown(r, start, at(2*time.Minute)) {
+		t.Error("it has reported")
+	}
+	// It starts again: what it had seen since it reported is lost.
+	r.Heard("c|edge", "b", at(3*time.Minute))
+	r.Accept("c|edge", "b", 1, at(4*time.Minute), at(4*time.Minute), func() {})
+	if _, from, _ := r.Known(start, at(4*time.Minute)); !from.Equal(at(3 * time.Minute)) {
+		t.Errorf("use is known from %s", from)
+	}
+	// A poll that does not say which start it is of changes nothing.
+	r.Heard("c|edge", "", at(5*time.Minute))
+	want := usage.Verifier{Name: "c|edge", Boot: "b", LastSeen: at(5 * time.Minute), ReportedThrough: at(4 * time.Minute)}
+	if got, known := r.Verifier("c|edge"); !known || got != want || len(r.Verifiers()) != 1 || r.Verifiers()[0] != want {
+		t.Errorf("known is %+v, %v; all are %+v", got, known, r.Verifiers())
+	}
+	if _, known := r.Verifier("c|other"); known {
+		t.Error("a verifier that nobody heard from is known")
+	}
+}
+
+// TestHearingOfAVerifierIsStoredNowAndThen: not at each poll, and often enough
+// that a crash does not hide that it was at work after a rotation.
+func TestHearingOfAVerifierIsStoredNowAndThen(t *testing.T) {
+	t.Parallel()
+	r := usage.NewReports(nil, start)
+	var stored []byte
+	writes := 0
+	for second := range 3600 {
+		now := at(time.Duration(second) * time.Second)
+		r.Heard("c|edge", "a", now)
+		if second%60 != 59 {
+			continue
+		}
+		data, err := r.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if data != nil {
+			writes++
+			stored = data
+		}
+		again := usage.NewReports(stored, now.Add(time.Minute))
+		if superseded := now.Add(-time.Second); !unknown(again, superseded, now.Add(time.Minute)) {
+			t.Fatalf("after a crash at %s a version that was superseded at %s counts as unused", now, superseded)
+		}
+	}
+	if writes > 4 {
+		t.Errorf("an hour of polls was stored %d times", writes)
+	}
+	if again := usage.NewReports(stored, at(48*time.Hour)); unknown(again, at(2*time.Hour), at(48*time.Hour)) {
+		t.Error("a restart makes it heard from again")
+	}
+}
+
+func BenchmarkHeard(b *testing.B) {
+	r := usage.NewReports(nil, start)
+	r.Heard("c|edge", "a", start)
+	b.ReportAllocs()
+	for b.Loop() {
+		r.Heard("c|edge", "a", start)
 	}
 }
