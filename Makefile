@@ -11,12 +11,12 @@ MAKEFLAGS     += --no-print-directory
 PLUGIN  := vault-plugin-secrets-apikeys
 MODULE  := github.com/vault-apikeys/vault-plugin-secrets-apikeys
 # The plugin catalogue wants a semantic version with a leading v. Without a tag
-# the default of backend/internal/version stays.
+# the default of internal/version stays.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 LDFLAGS := -s -w \
-	$(if $(VERSION),-X $(MODULE)/backend/internal/version.Version=$(VERSION)) \
-	$(if $(COMMIT),-X $(MODULE)/backend/internal/version.Commit=$(COMMIT))
+	$(if $(VERSION),-X $(MODULE)/internal/version.Version=$(VERSION)) \
+	$(if $(COMMIT),-X $(MODULE)/internal/version.Commit=$(COMMIT))
 GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 
 # Everything but the end-to-end tests, which need a server.

@@ -35,8 +35,8 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/metrics"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
-	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/version"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/webhook"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/internal/version"
 )
 
 // operationPrefix begins the names of the engine's operations in OpenAPI.

@@ -9,13 +9,13 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
-	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/version"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/internal/version"
 )
 
 const infoPattern = "info"
 
 // VersionString tells which build this is.
-func VersionString() string { return version.Version + " (" + version.Commit + ")" }
+func VersionString() string { return version.String() }
 
 func (b *Backend) pathInfo() []*framework.Path {
 	return []*framework.Path{{

@@ -17,7 +17,7 @@ import (
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
-	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/version"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/internal/version"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 

@@ -80,10 +80,10 @@ func buildPlugin(opts PluginOptions) (BuiltPlugin, error) {
 
 	ldflags := "-s -w"
 	if opts.Version != "" {
-		ldflags += " -X " + modulePath + "/backend/internal/version.Version=" + opts.Version
+		ldflags += " -X " + modulePath + "/internal/version.Version=" + opts.Version
 	}
 	if opts.Commit != "" {
-		ldflags += " -X " + modulePath + "/backend/internal/version.Commit=" + opts.Commit
+		ldflags += " -X " + modulePath + "/internal/version.Commit=" + opts.Commit
 	}
 	fresh := filepath.Join(dir, "build-"+randomHex(8))
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", ldflags, "-o", fresh, "./cmd/"+PluginName)

@@ -11,3 +11,6 @@ var (
 	// Commit is the abbreviated git commit that was built.
 	Commit = "unknown"
 )
+
+// String is the version with the commit, as for people.
+func String() string { return Version + " (" + Commit + ")" }
