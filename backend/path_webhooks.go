@@ -141,8 +141,11 @@ func (b *Backend) listWebhooks(ctx context.Context, c *call) (*logical.Response,
 func (b *Backend) writeWebhook(ctx context.Context, c *call) (*logical.Response, error) {
 	name := c.text(fieldName)
 	if c.req.Operation == logical.PatchOperation {
-		if h, err := c.watch.hooks.Hook(ctx, name); err != nil || h == nil {
-			return nil, errors.Join(err, missing("there is no webhook named %q", name))
+		switch h, err := c.watch.hooks.Hook(ctx, name); {
+		case err != nil:
+			return nil, err
+		case h == nil:
+			return nil, missing("there is no webhook named %q", name)
 		}
 	}
 	made := ""
@@ -216,10 +219,10 @@ func (b *Backend) readWebhook(ctx context.Context, c *call) (*logical.Response, 
 	if err != nil {
 		return nil, err
 	}
-	h := status.Hook
-	if h == nil {
-		return nil, errors.New("the stored webhook is not readable")
+	if status.Unreadable != nil {
+		return nil, status.Unreadable
 	}
+	h := status.Hook
 	log := []any{}
 	for _, a := range status.Log {
 		log = append(log, map[string]any{

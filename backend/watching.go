@@ -77,6 +77,9 @@ func (w *watcher) Copy(ctx context.Context, k *keyring.Key, events []keyring.Eve
 	for _, e := range events {
 		list = append(list, hookEvent(k, e))
 	}
+	if k.OwedDropped > 0 && len(list) > 0 {
+		list[0].Data["events_missed"] = k.OwedDropped
+	}
 	err := w.hooks.Enqueue(ctx, list...)
 	if errors.Is(err, webhook.ErrBadEvent) {
 		// It will not become better: the rest must not wait for it.
@@ -151,14 +154,26 @@ func (e *engine) wakeTelling() {
 	}
 }
 
+// maxUntold is how many keys may fail in a row before telling pauses.
+const maxUntold = 8
+
 // tell works off what waits to be told. What fails with storage stays owed,
-// and is found by the next tick.
+// and is found by the next tick. One key that fails, or one webhook, does not
+// keep what others have to tell.
 func (w *watcher) tell(ctx context.Context) error {
+	var failed error
+	row := 0
 	for ctx.Err() == nil {
 		select {
 		case id := <-w.owed:
-			if err := w.engine.keeper.CopyOwed(ctx, id); err != nil {
-				return err
+			err := w.engine.keeper.CopyOwed(ctx, id)
+			if err == nil {
+				row = 0
+				continue
+			}
+			failed = err
+			if row++; row >= maxUntold {
+				return failed
 			}
 		case n := <-w.notices:
 			err := w.note(ctx, n)
@@ -176,7 +191,7 @@ func (w *watcher) tell(ctx context.Context) error {
 				w.engine.keeper.Logger.Debug("Vault did not take an event", "type", t.event.Type, "error", err)
 			}
 		default:
-			return nil
+			return failed
 		}
 	}
 	return ctx.Err()

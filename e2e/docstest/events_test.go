@@ -155,7 +155,7 @@ func TestDocsEventsAreThoseOfTheCode(t *testing.T) {
 		}
 	}
 	for name := range documented {
-		if !seen[name] && name != "truncated" {
+		if !seen[name] && name != "truncated" && name != "events_missed" {
 			t.Errorf("%s tells of the field %q, which no message had", eventsPage, name)
 		}
 	}

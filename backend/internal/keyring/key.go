@@ -28,6 +28,11 @@ const (
 	RequestLimit = 16
 	// RequestLife is how long it remembers each.
 	RequestLife = 24 * time.Hour
+	// OwedLimit is how many events a key owes at most. What is beyond that is
+	// not told: the oldest go first.
+	OwedLimit = 100
+	// OwedBytes is about how many bytes they take, on the same terms.
+	OwedBytes = 64 << 10
 	// LeasedKeepTime is how long an ended leased key can still be read.
 	LeasedKeepTime = 24 * time.Hour
 )
@@ -83,6 +88,8 @@ type Key struct {
 	// Owed are the events that have not been copied to the outboxes yet: they
 	// are committed with the transition that made them.
 	Owed []Event `json:"owed,omitempty"`
+	// OwedDropped counts the events that were owed and did not fit.
+	OwedDropped uint64 `json:"owed_dropped,omitempty"`
 	// Announced is the planned rotation that rotation.upcoming has told of.
 	Announced time.Time `json:"announced,omitzero"`
 	// Confirmations say which instance of the client uses which version.
@@ -390,6 +397,28 @@ func (k *Key) Record(c Cause, t EventType, version int, detail string) {
 	}
 	k.History = append(k.History, e)
 	k.Owed = append(k.Owed, e)
+	k.boundOwed()
+}
+
+// boundOwed drops the oldest of what is owed beyond the limits: telling must
+// never make an entry so large that the next transition cannot be stored.
+func (k *Key) boundOwed() {
+	size := 0
+	for i := range k.Owed {
+		size += k.Owed[i].size()
+	}
+	for i := 0; i < len(k.Owed)-1 && (len(k.Owed) > OwedLimit || size > OwedBytes); {
+		size -= k.Owed[i].size()
+		k.Owed = slices.Delete(k.Owed, i, i+1)
+		k.OwedDropped++
+	}
+}
+
+// Told returns a copy of k that owes no events.
+func (k *Key) Told() *Key {
+	n := k.Clone()
+	n.Owed, n.OwedDropped = nil, 0
+	return n
 }
 
 // prune drops the oldest ended versions beyond keep, but never the newest
@@ -443,8 +472,7 @@ func (k *Key) size() int {
 	}
 	for _, events := range [][]Event{k.History, k.Owed} {
 		for i := range events {
-			e := &events[i]
-			n += eventOverhead + textSize([]string{e.Actor, e.EntityID, e.Accessor, e.Reason, e.Detail}) + extraSize(e.extra)
+			n += events[i].size()
 		}
 	}
 	for i := range k.Confirmations {
@@ -454,6 +482,10 @@ func (k *Key) size() int {
 		n += requestOverhead + textSize([]string{k.Requests[i].ID}) + extraSize(k.Requests[i].extra)
 	}
 	return n + extraSize(k.extra)
+}
+
+func (e *Event) size() int {
+	return eventOverhead + textSize([]string{e.Actor, e.EntityID, e.Accessor, e.Reason, e.Detail}) + extraSize(e.extra)
 }
 
 func (v *Version) size() int {

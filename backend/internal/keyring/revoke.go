@@ -117,7 +117,7 @@ func (k *Key) EndAll(c Cause, cleanup Cleanup) *Key {
 	n.Record(c, EventKeyDeleted, 0, "")
 	tomb := &Key{Schema: Schema, ID: n.ID, Name: n.Name, Role: n.Role, CreatedTime: n.CreatedTime, Recorded: n.Recorded,
 		NextTick: n.NextTick, Deleted: c.Now, CustomMetadata: n.CustomMetadata, Cleanup: &cleanup, History: n.History[len(n.History)-1:],
-		EventSeq: n.EventSeq, Owed: n.Owed, extra: n.extra}
+		EventSeq: n.EventSeq, Owed: n.Owed, OwedDropped: n.OwedDropped, extra: n.extra}
 	for _, v := range n.Versions {
 		if v.State == StateCompromised {
 			tomb.Versions = append(tomb.Versions, v)

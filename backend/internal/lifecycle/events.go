@@ -20,7 +20,8 @@ import (
 type Outbox interface {
 	// Wanted tells whether somebody may want events. It touches no storage.
 	Wanted() bool
-	// Copy stores events of a key for delivery. It may be repeated.
+	// Copy stores events of a key for delivery. It may be repeated. Its failure
+	// delays telling and nothing else.
 	Copy(ctx context.Context, k *keyring.Key, events []keyring.Event) error
 	// Committed is told of the events of a transition that has been committed:
 	// a chance to tell at once those who are told without a promise. owed says
@@ -32,11 +33,11 @@ type Outbox interface {
 func (kp *Keeper) put(ctx context.Context, prev, next *keyring.Key, due time.Time) error {
 	switch {
 	case kp.Outbox == nil || !kp.Outbox.Wanted():
-		next.Owed = nil
+		next.Owed, next.OwedDropped = nil, 0
 	case len(next.Owed) > 0:
 		// Filed for the next tick, which copies what a crash left owing.
-		if now := kp.Store.Now(); due.IsZero() || due.After(now) {
-			due = now
+		if at := tellAgain(next, kp.Store.Now()); due.IsZero() || due.After(at) {
+			due = at
 		}
 	}
 	var err error
@@ -55,6 +56,23 @@ func (kp *Keeper) put(ctx context.Context, prev, next *keyring.Key, due time.Tim
 		kp.Outbox.Committed(next, fresh, len(next.Owed) > 0)
 	}
 	return nil
+}
+
+const (
+	// tellSoon is how long what is owed is tried at each tick, and tellPause
+	// the longest pause after that.
+	tellSoon  = 2 * time.Minute
+	tellPause = time.Hour
+)
+
+// tellAgain is when what k owes is next to be copied: soon, and after pauses
+// that grow with the age of the oldest where that does not succeed.
+func tellAgain(k *keyring.Key, now time.Time) time.Time {
+	age := now.Sub(k.Owed[0].Time)
+	if age < tellSoon {
+		return now
+	}
+	return now.Add(min(age, tellPause))
 }
 
 // eventsSince returns the events that next has and prev had not.
@@ -81,9 +99,7 @@ func (kp *Keeper) copyOwed(ctx context.Context, k *keyring.Key) (*keyring.Key, e
 			return nil, err
 		}
 	}
-	n := k.Clone()
-	n.Owed = nil
-	return n, nil
+	return k.Told(), nil
 }
 
 // CopyOwed stores the owed events of a key for delivery, and commits that it

@@ -291,7 +291,12 @@ func (kp *Keeper) apply(ctx context.Context, k *keyring.Key, early bool) (change
 	}
 	told, err := kp.copyOwed(ctx, k)
 	if err != nil {
-		return false, err
+		if ctx.Err() != nil {
+			return false, err
+		}
+		// What cannot be told stays owed, and holds nothing up that is due.
+		kp.Logger.Warn("the events of a key cannot be told yet", "key_id", k.ID, "owed", len(k.Owed), "error", err)
+		told = k
 	}
 	now := k.Now(kp.Store.Now())
 	next, err := kp.advance(ctx, told, r, now)

@@ -223,46 +223,32 @@ func (d *Deliverer) loadLocked(ctx context.Context) error {
 	return nil
 }
 
+// loadQueue returns nil where there is no hook of this name, and an error only
+// where ctx has ended.
 func (d *Deliverer) loadQueue(ctx context.Context, name string) (*queue, error) {
-	raw, err := d.storage.GetHook(ctx, name)
+	q := newQueue(d, name)
+	there, err := q.open(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("load webhook %q: %w", name, err)
 	}
-	if raw == nil {
+	if !there {
 		return nil, nil
 	}
-	q := newQueue(d, name)
-	h := &Hook{}
-	if err := json.Unmarshal(raw, h); err != nil {
-		q.unreadable = errors.New("the stored webhook is not readable: delete it and make it again")
-		if errors.Is(err, errNewer) {
-			q.unreadable = err
-		}
-		d.logger.Error("a stored webhook is not readable", "webhook", name)
-		return q, nil
-	}
-	h.Name = name
-	q.hook = h
-	if h.Deleted {
-		return q, nil
-	}
-	return q, q.recover(ctx)
+	return q, nil
 }
 
 // Recover does what is left to do after a crash or a storage failure: it loads
-// hooks and outboxes, stores what could not be stored, and goes on removing
-// deleted hooks. It is for the periodic function, and touches no storage where
-// there is nothing of the kind.
+// hooks and outboxes, reads again what could not be read, stores what could not
+// be stored, and goes on removing deleted hooks. It is for the periodic
+// function, and touches no storage where there is nothing of the kind.
 func (d *Deliverer) Recover(ctx context.Context) error {
 	if err := d.load(ctx); err != nil {
 		return err
 	}
 	var errs []error
 	for _, q := range d.all() {
-		q.mu.Lock()
-		deleted := q.hook != nil && q.hook.Deleted
-		q.mu.Unlock()
-		if deleted {
+		errs = append(errs, d.readAgain(ctx, q))
+		if q.isDeleted() {
 			errs = append(errs, d.purge(ctx, q, purgeLater))
 			continue
 		}
@@ -270,6 +256,15 @@ func (d *Deliverer) Recover(ctx context.Context) error {
 		q.poke()
 	}
 	return errors.Join(errs...)
+}
+
+func (d *Deliverer) readAgain(ctx context.Context, q *queue) error {
+	d.admin.Lock()
+	defer d.admin.Unlock()
+	if d.queue(q.name) != q {
+		return nil
+	}
+	return d.reread(ctx, q, false)
 }
 
 // all returns the queues in order of their names.
@@ -300,7 +295,7 @@ func (d *Deliverer) Enqueue(ctx context.Context, events ...Event) error {
 	type prepared struct {
 		event   *Event
 		stream  string
-		encoded func() ([]byte, error)
+		encoded func(unfiltered bool) ([]byte, error)
 	}
 	list := make([]prepared, 0, len(events))
 	var bad, errs []error
@@ -311,7 +306,13 @@ func (d *Deliverer) Enqueue(ctx context.Context, events ...Event) error {
 			bad = append(bad, err)
 			continue
 		}
-		list = append(list, prepared{e, id, sync.OnceValues(func() ([]byte, error) { return newEntry(e) })})
+		plain := sync.OnceValues(func() ([]byte, error) { return newEntry(e, false) })
+		list = append(list, prepared{e, id, func(unfiltered bool) ([]byte, error) {
+			if unfiltered {
+				return newEntry(e, true)
+			}
+			return plain()
+		}})
 	}
 	for _, q := range d.all() {
 		for _, p := range list {
@@ -336,7 +337,7 @@ func (d *Deliverer) Names(ctx context.Context) ([]string, error) {
 	var names []string
 	for _, q := range d.all() {
 		q.mu.Lock()
-		if q.alive() || q.unreadable != nil {
+		if q.alive() || q.unread != nil {
 			names = append(names, q.name)
 		}
 		q.mu.Unlock()
@@ -349,14 +350,17 @@ func (d *Deliverer) Hook(ctx context.Context, name string) (*Hook, error) {
 	if err := d.load(ctx); err != nil {
 		return nil, err
 	}
+	if err := d.asked(ctx, name); err != nil {
+		return nil, err
+	}
 	q := d.queue(name)
 	if q == nil {
 		return nil, nil
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.unreadable != nil {
-		return nil, fmt.Errorf("load webhook %q: %w", name, q.unreadable)
+	if err := q.unreadError(); err != nil {
+		return nil, err
 	}
 	if !q.alive() {
 		return nil, nil
@@ -378,6 +382,11 @@ func (d *Deliverer) Update(ctx context.Context, name string, change func(*Hook) 
 		return nil, err
 	}
 	q := d.queue(name)
+	if q != nil {
+		if err := d.reread(ctx, q, true); err != nil {
+			return nil, err
+		}
+	}
 	if q != nil && q.isDeleted() {
 		if err := d.purgeLocked(ctx, q, purgeAtOnce); err != nil {
 			return nil, err
@@ -418,10 +427,10 @@ func (q *queue) update(ctx context.Context, change func(*Hook) error) (*Hook, er
 	q.entry.Lock()
 	defer q.entry.Unlock()
 	q.mu.Lock()
-	before, err := q.hook, q.unreadable
+	before, err := q.hook, q.unreadError()
 	q.mu.Unlock()
 	if err != nil {
-		return nil, fmt.Errorf("load webhook %q: %w", q.name, err)
+		return nil, err
 	}
 	now := q.d.clock.Now().UTC().Truncate(time.Millisecond)
 	h := newHook(q.name)
@@ -532,17 +541,23 @@ func (d *Deliverer) Delete(ctx context.Context, name string) error {
 func (q *queue) markDeleted(ctx context.Context) error {
 	q.entry.Lock()
 	defer q.entry.Unlock()
-	gone := &Hook{Schema: Schema, Name: q.name, Deleted: true}
-	if err := q.put(ctx, gone); err != nil {
+	if err := q.put(ctx, deletedHook(q.name)); err != nil {
 		return err
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.hook, q.unreadable, q.unsaved = gone, nil, false
+	q.gone()
+	return nil
+}
+
+func deletedHook(name string) *Hook { return &Hook{Schema: Schema, Name: name, Deleted: true} }
+
+// gone forgets all of a deleted hook. The caller holds mu.
+func (q *queue) gone() {
+	q.hook, q.unread, q.unsaved = deletedHook(q.name), nil, false
 	q.byID, q.ready, q.pending, q.sending = map[string]*stream{}, nil, 0, 0
 	q.log, q.logNext = nil, 0
 	q.changed.Broadcast()
-	return nil
 }
 
 func (d *Deliverer) purge(ctx context.Context, q *queue, most int) error {
@@ -607,8 +622,10 @@ func (d *Deliverer) Test(ctx context.Context, name string) (Attempt, error) {
 // Status is what a hook is doing.
 type Status struct {
 	Name string
-	// Hook is nil where the stored one is not readable.
-	Hook *Hook
+	// Hook is nil where the stored one is not readable, for the reason in
+	// Unreadable.
+	Hook       *Hook
+	Unreadable error
 	// Pending is the number of events that wait.
 	Pending int
 	// Failures are attempts that failed in a row, for any event.
@@ -622,6 +639,9 @@ type Status struct {
 // Status returns the state of one hook, or ErrNoHook.
 func (d *Deliverer) Status(ctx context.Context, name string) (Status, error) {
 	if err := d.load(ctx); err != nil {
+		return Status{}, err
+	}
+	if err := d.asked(ctx, name); err != nil {
 		return Status{}, err
 	}
 	if q := d.queue(name); q != nil {
@@ -652,11 +672,12 @@ func (q *queue) status() (Status, bool) {
 	if q.hook != nil {
 		s.Hook = q.hook.clone()
 	}
-	return s, q.alive() || q.unreadable != nil
+	s.Unreadable = q.unreadError()
+	return s, q.alive() || q.unread != nil
 }
 
 // Outstanding is the number of events of a key, or another stream, that hooks
-// which are enabled have still to be told.
+// which are enabled, or cannot be read, have still to be told.
 func (d *Deliverer) Outstanding(ctx context.Context, stream string) (int, error) {
 	if err := d.load(ctx); err != nil {
 		return 0, err
@@ -664,7 +685,7 @@ func (d *Deliverer) Outstanding(ctx context.Context, stream string) (int, error)
 	n := 0
 	for _, q := range d.all() {
 		q.mu.Lock()
-		if s := q.byID[stream]; s != nil && q.alive() && q.hook.Enabled {
+		if s := q.byID[stream]; s != nil && (q.unread != nil || q.alive() && q.hook.Enabled) {
 			n += len(s.seqs)
 		}
 		q.mu.Unlock()

@@ -112,6 +112,9 @@ type entry struct {
 	KeyID  string          `json:"key_id,omitempty"`
 	Data   json.RawMessage `json:"data"`
 	Claim  *Offer          `json:"claim,omitempty"`
+	// Unfiltered tells that the hook could not be read when the event was
+	// stored, so that its filters have still to be asked.
+	Unfiltered bool `json:"unfiltered,omitempty"`
 
 	Attempts int       `json:"attempts,omitempty"`
 	Began    time.Time `json:"began,omitzero"`
@@ -157,7 +160,7 @@ func checkSchema(data []byte, known int) error {
 
 // newEntry is the first stored form of an event. Data that cannot be told, or
 // is too long, is left out: the event itself must not be lost for it.
-func newEntry(e *Event) ([]byte, error) {
+func newEntry(e *Event, unfiltered bool) ([]byte, error) {
 	data := make(map[string]any, len(e.Data)+4)
 	for name, value := range e.Data {
 		data[name] = value
@@ -173,7 +176,19 @@ func newEntry(e *Event) ([]byte, error) {
 	}
 	return json.Marshal(entry{
 		Schema: entrySchema, ID: e.ID, Type: e.Type, Time: e.Time.UTC().Truncate(time.Millisecond), KeyID: e.KeyID, Data: raw, Claim: e.Claim,
+		Unfiltered: unfiltered,
 	})
+}
+
+// event is what the filters of a hook ask of an entry.
+func (e *entry) event() Event {
+	var of struct {
+		Name     string            `json:"name"`
+		Role     string            `json:"role"`
+		Metadata map[string]string `json:"custom_metadata"`
+	}
+	_ = json.Unmarshal(e.Data, &of) // what is not there matches no filter
+	return Event{ID: e.ID, Type: e.Type, KeyID: e.KeyID, KeyName: of.Name, Role: of.Role, Metadata: of.Metadata}
 }
 
 // identify adds what every message says of its key, over whatever else claims

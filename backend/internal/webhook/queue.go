@@ -28,6 +28,11 @@ type stream struct {
 	began    time.Time
 	// settled tells that the first event only has to be removed from storage.
 	settled bool
+	// unstored counts the failures of storage in a row with the first event,
+	// from unstoredSince. seenWorking is what the hook's working was at the last.
+	unstored      int
+	unstoredSince time.Duration
+	seenWorking   uint64
 	// index is the place in the heap, or -1 while the stream is being sent.
 	index int
 }
@@ -76,9 +81,9 @@ type queue struct {
 	// changed is signalled when a stream is given back, or nothing is to do.
 	changed *sync.Cond
 	// hook is replaced, never changed. It is nil where the stored one cannot
-	// be read, for the reason in unreadable.
-	hook       *Hook
-	unreadable error
+	// be read, for the reason in unread.
+	hook   *Hook
+	unread *unreadHook
 	// unsaved tells that hook has news that storage does not have.
 	unsaved bool
 
@@ -90,8 +95,9 @@ type queue struct {
 	// failures in a row, and the wait that they lead to.
 	failures int
 	holdTo   time.Duration
-	// storageFailures in a row.
+	// storageFailures in a row; working counts the changes that storage took.
 	storageFailures int
+	working         uint64
 	// fresh is when the receiver last came back: what was put off before may
 	// be tried again.
 	fresh time.Time
@@ -148,6 +154,7 @@ func (q *queue) add(id string, seq uint64, now time.Duration) {
 // begin turns to an event that has just become the first one.
 func (s *stream) begin(now time.Duration) {
 	s.next, s.known, s.attempts, s.began, s.settled = now, false, 0, time.Time{}, false
+	s.unstored = 0
 }
 
 // has tells whether an event waits. The caller holds mu.
@@ -251,15 +258,42 @@ func (q *queue) putOff(s *stream, delay time.Duration) {
 	q.giveBack(s, func() { s.next = q.d.clock.Elapsed() + delay })
 }
 
-// storageFailed waits for storage to come back.
-func (q *queue) storageFailed(s *stream, err error) {
+// storageFailed waits for storage to come back: with the whole hook, unless
+// storage has worked for others since it last failed for this stream. One
+// entry that cannot be read must not hold up the rest; after the time of the
+// schedule its event is given up on.
+func (q *queue) storageFailed(ctx context.Context, s *stream, err error) {
 	if !errors.Is(err, context.Canceled) {
 		q.d.logger.Warn("storage failed; webhook deliveries wait", "webhook", q.name, "error", err)
 	}
+	q.mu.Lock()
+	now, seq := q.d.clock.Elapsed(), s.seqs[0]
+	own := s.unstored > 0 && q.working > s.seenWorking
+	s.seenWorking = q.working
+	if s.unstored == 0 {
+		s.unstoredSince = now
+	}
+	s.unstored++
+	giveUp := own && !s.settled && now-s.unstoredSince >= span
+	if giveUp {
+		s.settled = true
+	}
+	q.mu.Unlock()
+	if giveUp {
+		id := messageID(EventID(s.id, seq))
+		q.d.logger.Error("storage does not give an event, which is given up on", "webhook", q.name, "event", id)
+		q.note(func(h *Hook) { h.Failed++ })
+		q.settle(ctx, s, seq)
+		return
+	}
 	q.giveBack(s, func() {
+		if own {
+			s.next = now + min(maxReread, minPause<<min(s.unstored, 10))
+			return
+		}
 		wait := min(maxPause, minPause<<min(q.storageFailures, 6))
 		q.storageFailures++
-		s.next = q.d.clock.Elapsed() + wait
+		s.next = now + wait
 		q.holdTo = max(q.holdTo, s.next)
 	})
 }
@@ -275,7 +309,7 @@ func (q *queue) attempt(ctx context.Context, s *stream) func(context.Context) {
 	}
 	raw, err := q.d.storage.GetOutbox(ctx, q.name, position(s.id, seq))
 	if err != nil {
-		return func(context.Context) { q.storageFailed(s, err) }
+		return func(ctx context.Context) { q.storageFailed(ctx, s, err) }
 	}
 	if raw == nil {
 		return func(context.Context) { q.advance(s, nil) }
@@ -284,6 +318,9 @@ func (q *queue) attempt(ctx context.Context, s *stream) func(context.Context) {
 	if err := json.Unmarshal(raw, e); err != nil {
 		return q.unreadableEntry(s, seq, err)
 	}
+	if e.Unfiltered && !h.Wants(e.event()) {
+		return func(ctx context.Context) { q.settle(ctx, s, seq) }
+	}
 	if wait := q.recall(s, h, e); wait > 0 {
 		return func(context.Context) { q.putOff(s, wait) }
 	}
@@ -291,7 +328,7 @@ func (q *queue) attempt(ctx context.Context, s *stream) func(context.Context) {
 	var expires time.Time
 	if e.Claim != nil && h.Deliver == DeliverClaim && q.d.claims != nil {
 		if code, expires, err = q.d.claims.offer(ctx, h, e); err != nil {
-			return func(context.Context) { q.storageFailed(s, err) }
+			return func(ctx context.Context) { q.storageFailed(ctx, s, err) }
 		}
 	}
 	body, err := e.body(code, expires)
@@ -413,11 +450,14 @@ func (q *queue) settle(ctx context.Context, s *stream, seq uint64) {
 		q.mu.Lock()
 		s.settled = true
 		q.mu.Unlock()
-		q.storageFailed(s, err)
+		q.storageFailed(ctx, s, err)
 		return
 	}
 	q.d.settled.Add(q.name+"\x00"+position(s.id, seq), struct{}{})
-	q.advance(s, func() { q.storageFailures = 0 })
+	q.advance(s, func() {
+		q.storageFailures = 0
+		q.working++
+	})
 }
 
 // advance turns to the next event of a stream.
@@ -596,16 +636,17 @@ func (q *queue) attemptsLogged() []Attempt {
 }
 
 // enqueue stores an event for this hook, if it wants it.
-func (q *queue) enqueue(ctx context.Context, e *Event, id string, encoded func() ([]byte, error)) error {
+func (q *queue) enqueue(ctx context.Context, e *Event, id string, encoded func(unfiltered bool) ([]byte, error)) error {
 	if q.isDeleted() {
 		return nil // its outbox is being removed, which takes long and holds the lock
 	}
 	q.entry.RLock()
 	defer q.entry.RUnlock()
-	if !q.accepts(e, id) {
+	accepted, unfiltered := q.accepts(e, id)
+	if !accepted {
 		return nil
 	}
-	raw, err := encoded()
+	raw, err := encoded(unfiltered)
 	if err != nil {
 		return err
 	}
@@ -614,29 +655,41 @@ func (q *queue) enqueue(ctx context.Context, e *Event, id string, encoded func()
 	}
 	q.mu.Lock()
 	q.add(id, e.Seq, q.d.clock.Elapsed())
+	q.working++
 	q.mu.Unlock()
 	q.poke()
 	return nil
 }
 
-func (q *queue) accepts(e *Event, id string) bool {
+// accepts tells whether an event is to be stored for this hook, and whether
+// its filters have still to be asked because the hook cannot be read now.
+func (q *queue) accepts(e *Event, id string) (accepted, unfiltered bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !q.alive() || !q.hook.Wants(*e) || q.has(id, e.Seq) || q.d.settled.Contains(q.name+"\x00"+position(id, e.Seq)) {
-		return false
+	most := q.d.keptDisabled
+	switch {
+	case q.unread != nil && q.unread.keeps:
+		unfiltered = true
+	case !q.alive() || !q.hook.Wants(*e):
+		return false, false
+	case q.hook.Enabled:
+		most = q.d.keptEnabled
 	}
-	most := q.d.keptEnabled
-	if !q.hook.Enabled {
-		most = q.d.keptDisabled
+	if q.has(id, e.Seq) || q.d.settled.Contains(q.name+"\x00"+position(id, e.Seq)) {
+		return false, false
 	}
 	if q.pending < most {
-		return true
+		return true, unfiltered
+	}
+	if unfiltered {
+		q.unread.dropped++
 	}
 	q.noteLocked(func(h *Hook) { h.Dropped++ })
-	return false
+	return false, false
 }
 
-// recover lists the outbox. The queue is not in use yet.
+// recover lists the outbox. Nothing is sent meanwhile: the queue is not in use
+// yet, or its hook could not be read.
 func (q *queue) recover(ctx context.Context) error {
 	names, err := q.d.storage.ListOutbox(ctx, q.name)
 	if err != nil {
