@@ -5,188 +5,224 @@ package verifier
 import (
 	"context"
 	"errors"
+	"fmt"
+	"hash/fnv"
 	"log/slog"
-	"net/netip"
+	"regexp"
+	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
+	"golang.org/x/sync/errgroup"
 )
-
-// ErrUnavailable means that a key can be neither accepted nor refused now: the
-// caller answers 503, not 401.
-var ErrUnavailable = errors.New("verification is unavailable")
-
-// Config is how a verifier works. Its zero value needs only an Engine or a
-// Vault, and a Name.
-type Config struct {
-	// Vault is the way to the engine, as a *vaultclient.Client is.
-	Vault Client
-	// Engine replaces Vault.
-	Engine Engine
-
-	// Name is that of this verifier among those of the mount, such as its
-	// host's. Two that run at the same time must have two.
-	Name string
-	// Source is where the requests arrive, such as a region, for the count of
-	// use. A Check may name another.
-	Source string
-
-	// CacheSize is the greatest number of keys that are cached; 100,000 if zero.
-	CacheSize int
-	// PollInterval is how often the feed of changes is asked; a second if zero.
-	PollInterval time.Duration
-	// MaxStale is how long after the last good answer of the feed cached keys
-	// are accepted; 10 minutes if zero.
-	MaxStale time.Duration
-	// ReportInterval is how often use is reported; 10 seconds if zero.
-	ReportInterval time.Duration
-	// FirstFill loads keys page by page at the start, until all are cached or
-	// the cache is full.
-	FirstFill bool
-	// Logger is told what goes wrong, once, and that it is well again. Nil
-	// discards.
-	Logger *slog.Logger
-}
-
-// Verdict is what to do with a request.
-type Verdict uint8
-
-// The verdicts. The zero value is VerdictUnknown, which no Result has.
-const (
-	VerdictUnknown Verdict = iota
-	// Accepted lets the request go on.
-	Accepted
-	// Refused does not: 401, or 403 for CodeForbiddenSource and
-	// CodeInsufficientScope.
-	Refused
-	// Unavailable means that nobody knows: 503.
-	Unavailable
-)
-
-func (v Verdict) String() string {
-	switch v {
-	case Accepted:
-		return "accepted"
-	case Refused:
-		return "refused"
-	case Unavailable:
-		return "unavailable"
-	case VerdictUnknown:
-	}
-	return "unknown"
-}
-
-// Check is what a request needs besides a key.
-type Check struct {
-	// Scopes are all required.
-	Scopes []string
-	// SourceIP is where the request came from. It is needed where keys are
-	// bound to addresses.
-	SourceIP netip.Addr
-	// Source is where the request arrived, for the count of use; that of the
-	// Config if empty.
-	Source string
-}
-
-// Result is the answer to one request. What it points to is shared, and only
-// to be read.
-type Result struct {
-	Verdict Verdict
-	// Code tells why. It is empty for Unavailable.
-	Code record.Code
-	// State is that of the version, at the time of the answer.
-	State record.State
-	// Scopes are those in force for the version.
-	Scopes []string
-	// Key and Version are nil where nothing is known of the key.
-	Key     *record.Record
-	Version *record.Version
-	// RetryAfter is when to ask again, for Unavailable.
-	RetryAfter time.Duration
-}
-
-// Health is the state of a verifier at a moment.
-type Health struct {
-	// Ready tells whether cached keys are accepted now: the feed has answered
-	// well within MaxStale.
-	Ready bool
-	// FeedAge is the time since the request of the last good answer of the
-	// feed; negative if there was none.
-	FeedAge time.Duration
-	Epoch   string
-	Seq     uint64
-	// CachedKeys is about how many keys are cached.
-	CachedKeys int
-	// Skew is how far the wall clock here is ahead of Vault's.
-	Skew time.Duration
-	// UnreportedUses is about how many uses have not been reported yet, and
-	// LostUses how many never will be.
-	UnreportedUses uint64
-	LostUses       uint64
-	// LastError is the last failure of the feed; nil while it is well.
-	LastError error
-}
-
-// Stats are counts since the start.
-type Stats struct {
-	// Codes counts answers by code; Unavailable those without one.
-	Codes       map[record.Code]uint64
-	Unavailable uint64
-	// Hits were accepted from cache, and Negatives refused from it.
-	Hits      uint64
-	Negatives uint64
-	// Lookups and LookupFailures count requests, Records the keys in their
-	// answers, Limited the misses that were not allowed one.
-	Lookups        uint64
-	LookupFailures uint64
-	Records        uint64
-	Limited        uint64
-	// Syncs, SyncFailures and Resets are those of the feed.
-	Syncs        uint64
-	SyncFailures uint64
-	Resets       uint64
-	// Reports and ReportFailures are those of use.
-	Reports        uint64
-	ReportFailures uint64
-}
 
 // Verifier verifies API keys. Its methods may be called from any goroutine.
 type Verifier struct {
 	config Config
 	engine Engine
+	log    *slog.Logger
+	start  time.Time        // of the monotonic clock
+	wall   func() time.Time // for the skew alone
+
+	feed      atomic.Pointer[feedState]
+	cache     *cache
+	aliases   *aliases
+	negatives *negatives
+	known     *lane
+	unknown   *lane
+	usage     *usage
+	stats     stats
+
+	// records guards what decides whether a record is as new as the feed: the
+	// changes that were told, the marks of roles, and what is cached beside
+	// them. A hit does not take it.
+	records sync.Mutex
+	changes changes
+	roles   map[string]*roleMark
+
+	// distrust tells follow to ask for a reset; it alone uses it.
+	distrust    bool
+	kick        chan struct{}
+	skew        atomic.Int64
+	lookupsFail atomic.Bool
+	status      struct {
+		sync.Mutex
+		feedError error
+	}
+
+	// life ends with Close; background are the goroutines that it ends.
+	life       context.Context //nolint:containedctx // it is that of the verifier, which outlives every call
+	end        context.CancelFunc
+	background sync.WaitGroup
+	running    atomic.Bool
+	ran        chan struct{}
+	closing    sync.Once
+	closed     error
 }
 
 // New makes a verifier. It does no I/O. Its error names the field of c that
 // cannot be used.
 func New(c Config) (*Verifier, error) {
-	v := &Verifier{config: c, engine: c.Engine}
-	if v.engine == nil {
-		if c.Vault == nil {
-			return nil, errors.New("vault or engine is required")
-		}
-		v.engine = OnVault(c.Vault)
+	c, err := c.withDefaults()
+	if err != nil {
+		return nil, err
 	}
+	v := &Verifier{
+		config: c, engine: c.Engine, log: c.Logger, start: time.Now(), wall: time.Now,
+		cache: newCache(c.CacheSize), aliases: newAliases(c.CacheSize), negatives: newNegatives(maxNegatives),
+		changes: changes{maximum: maxChanged}, roles: map[string]*roleMark{},
+		kick: make(chan struct{}, 1), ran: make(chan struct{}),
+	}
+	v.changes.reset(0, 0)
+	v.feed.Store(&feedState{good: -1})
+	v.known = newLane(v, c.KnownRate, 4, knownQueue)
+	v.unknown = newLane(v, c.UnknownRate, 2, unknownQueue)
+	v.usage = newUsage(v)
+	v.life, v.end = context.WithCancel(context.Background())
 	return v, nil
 }
 
+const (
+	// maxNegatives bounds the digests that are known to belong to no key; each
+	// takes about 200 bytes.
+	maxNegatives = 20_000
+	// knownQueue and unknownQueue bound the questions that wait for a lookup.
+	knownQueue   = 50_000
+	unknownQueue = 5_000
+)
+
+var label = regexp.MustCompile(`^[A-Za-z0-9_.:/-]{0,128}$`)
+
+func (c Config) withDefaults() (Config, error) {
+	if c.Engine == nil {
+		if c.Vault == nil {
+			return c, errors.New("vault is required: a client of the vault that has the engine")
+		}
+		c.Engine = OnVault(c.Vault)
+	}
+	if c.Name == "" || !label.MatchString(c.Name) {
+		return c, errors.New("name must be 1 to 128 of A-Z a-z 0-9 _ . : / -")
+	}
+	if !label.MatchString(c.Source) {
+		return c, errors.New("source must be at most 128 of A-Z a-z 0-9 _ . : / -")
+	}
+	for _, d := range []struct {
+		name             string
+		value            *time.Duration
+		byDefault, least time.Duration
+	}{
+		{"poll interval", &c.PollInterval, time.Second, 10 * time.Millisecond},
+		{"max stale", &c.MaxStale, 10 * time.Minute, time.Second},
+		{"report interval", &c.ReportInterval, 10 * time.Second, 10 * time.Millisecond},
+		{"request timeout", &c.RequestTimeout, 2 * time.Second, time.Millisecond},
+	} {
+		if *d.value == 0 {
+			*d.value = d.byDefault
+		}
+		if *d.value < d.least {
+			return c, fmt.Errorf("%s must be at least %s, got %s", d.name, d.least, *d.value)
+		}
+	}
+	if c.CacheSize == 0 {
+		c.CacheSize = 100_000
+	}
+	if c.MaxUnreported == 0 {
+		c.MaxUnreported = max(100_000, c.CacheSize)
+	}
+	if c.UnknownRate == 0 {
+		c.UnknownRate = 500
+	}
+	if c.KnownRate == 0 {
+		c.KnownRate = 5000
+	}
+	if c.CacheSize < 0 || c.MaxUnreported < 0 || c.UnknownRate < 0 || c.KnownRate < 0 {
+		return c, errors.New("cache size, max unreported and rates must not be negative")
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c, nil
+}
+
 // Run follows the feed and reports use until ctx ends, then reports what is
-// left.
+// left. Without it every key is asked for each time.
 func (v *Verifier) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return ctx.Err()
+	if v.running.Swap(true) {
+		return errors.New("the verifier runs already")
+	}
+	defer close(v.ran)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(v.life, stop)()
+	group, running := errgroup.WithContext(ctx)
+	group.Go(func() error { v.follow(running); return nil })
+	group.Go(func() error { v.usage.run(running); return nil })
+	group.Go(func() error { v.revalidate(running); return nil })
+	_ = group.Wait() // they end with ctx, and have no errors
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.config.RequestTimeout)
+	defer cancel()
+	v.usage.report(last)
+	return context.Cause(ctx)
 }
 
-// Close reports what is left, in the time that ctx has.
-func (v *Verifier) Close(context.Context) error { return nil }
-
-// Verify judges a request that presents apiKey. Its error is nil unless the
-// verdict is Unavailable; it then is an ErrUnavailable.
-func (v *Verifier) Verify(context.Context, string, Check) (Result, error) {
-	return Result{Verdict: Unavailable, RetryAfter: time.Second}, ErrUnavailable
+// Close ends what runs, and reports what is left in the time that ctx has. The
+// verifier is then of no more use.
+func (v *Verifier) Close(ctx context.Context) error {
+	v.closing.Do(func() {
+		v.end()
+		v.known.stop()
+		v.unknown.stop()
+		if v.running.Swap(true) {
+			<-v.ran
+		}
+		v.background.Wait()
+		if !v.usage.report(ctx) {
+			_, unreported, _ := v.usage.total()
+			v.closed = fmt.Errorf("%d uses could not be reported", unreported)
+		}
+	})
+	return v.closed
 }
 
-// Health tells how the verifier is.
-func (v *Verifier) Health() Health { return Health{FeedAge: -1} }
+// pollNow has the feed asked before its time.
+func (v *Verifier) pollNow() {
+	select {
+	case v.kick <- struct{}{}:
+	default:
+	}
+}
 
-// Stats tells what it did.
-func (v *Verifier) Stats() Stats { return Stats{} }
+// revalidateAfter spreads the times at which records are fetched again over
+// the third quarter of their life.
+func (v *Verifier) revalidateAfter(id keyID) mono {
+	h := fnv.New32a()
+	_, _ = h.Write(id[:]) // it never fails
+	const steps = 1024
+	return mono(recordLife/2 + recordLife/4*time.Duration(h.Sum32()%steps)/steps)
+}
+
+// revalidate fetches records again before they are too old to be used.
+func (v *Verifier) revalidate(ctx context.Context) {
+	ticker := time.NewTicker(revalidateEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			v.revalidateDue()
+		}
+	}
+}
+
+// revalidateEvery is how often the cache is gone through.
+const revalidateEvery = 5 * time.Second
+
+func (v *Verifier) revalidateDue() {
+	f, now := v.feed.Load(), v.now()
+	for e := range v.cache.all() {
+		if e.generation == f.generation && e.due <= now && !v.known.refetch(e.id) {
+			return
+		}
+	}
+}

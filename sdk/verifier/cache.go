@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package verifier
+
+import (
+	"iter"
+
+	"github.com/maypok86/otter/v2"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
+)
+
+// cache holds the entries of keys, at most so many.
+type cache struct {
+	bounded *otter.Cache[keyID, *entry]
+}
+
+func newCache(size int) *cache {
+	return &cache{bounded: otter.Must(&otter.Options[keyID, *entry]{MaximumSize: size, Executor: inline})}
+}
+
+// inline runs what a cache has to do where it falls due, so that no goroutine
+// outlives the verifier.
+func inline(f func()) { f() }
+
+func (c *cache) get(id *keyID) *entry {
+	e, _ := c.bounded.GetIfPresent(*id)
+	return e
+}
+
+// peek is get without counting as a use.
+func (c *cache) peek(id keyID) *entry {
+	if e, ok := c.bounded.GetEntryQuietly(id); ok {
+		return e.Value
+	}
+	return nil
+}
+
+func (c *cache) put(e *entry) { c.bounded.Set(e.id, e) }
+
+func (c *cache) remove(id keyID) { c.bounded.Invalidate(id) }
+
+// all goes through the entries, in no order.
+func (c *cache) all() iter.Seq[*entry] { return c.bounded.Values() }
+
+func (c *cache) len() int { return c.bounded.EstimatedSize() }
+
+// aliases finds the key of an imported token, which has no id in it.
+type aliases struct {
+	bounded *otter.Cache[token.Digest, keyID]
+}
+
+func newAliases(size int) *aliases {
+	return &aliases{bounded: otter.Must(&otter.Options[token.Digest, keyID]{MaximumSize: size, Executor: inline})}
+}
+
+func (a *aliases) get(d token.Digest) (keyID, bool) { return a.bounded.GetIfPresent(d) }
+func (a *aliases) put(d token.Digest, id keyID)     { a.bounded.Set(d, id) }
+func (a *aliases) remove(d token.Digest)            { a.bounded.Invalidate(d) }
+
+// negative is what is known of a digest that belongs to no key.
+type negative struct {
+	id         keyID // in the token, zero for none
+	generation uint64
+	seq        uint64
+	until      mono
+}
+
+type negatives struct {
+	bounded *otter.Cache[token.Digest, negative]
+}
+
+func newNegatives(size int) *negatives {
+	return &negatives{bounded: otter.Must(&otter.Options[token.Digest, negative]{MaximumSize: size, Executor: inline})}
+}
+
+func (n *negatives) get(d token.Digest) (negative, bool) { return n.bounded.GetIfPresent(d) }
+func (n *negatives) put(d token.Digest, is negative)     { n.bounded.Set(d, is) }
+func (n *negatives) remove(d token.Digest)               { n.bounded.Invalidate(d) }

@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package verifier
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"maps"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// reportEntries bounds the entries of one report; the engine takes 1000.
+	reportEntries = 1000
+	// maxCount bounds one count of a report.
+	maxCount = 1_000_000_000
+	// counting is how long a use may be judged and not yet counted.
+	counting = time.Second
+	// maxSources bounds the sources that one version is counted under; further
+	// ones count under the Source of the Config.
+	maxSources = 32
+	// contention is after how many collisions a count is spread.
+	contention = 16
+	// maxSpread bounds the counts that are: each takes a cache line per core.
+	maxSpread = 1024
+	cacheLine = 64
+)
+
+// useKey is what uses are counted by.
+type useKey struct {
+	key     string
+	version int
+	source  string
+}
+
+type use struct {
+	count, refused uint64
+	last           mono
+}
+
+// counter counts the uses of one version at one source without a lock. It lies
+// in the entry of its key; entries that are evicted live on until their counts
+// are drained.
+type counter struct {
+	n      atomic.Uint64
+	spread atomic.Pointer[spread]
+	// second is when it was last used.
+	second atomic.Int64
+	// listed tells that it is in the list of what is to be drained.
+	listed     atomic.Bool
+	collisions atomic.Uint32
+	others     atomic.Pointer[[]*counter] // other sources
+	next       *counter
+	of         *version
+	key        keyID
+	source     string
+}
+
+// spread is a count that several cores add to at once.
+type spread struct {
+	mask  uint32
+	lines []paddedCount
+	hand  sync.Pool // of *uint32: each core tends to get its own
+	turn  atomic.Uint32
+}
+
+type paddedCount struct {
+	n atomic.Uint64
+	_ [cacheLine - 8]byte
+}
+
+func newSpread() *spread {
+	n := uint32(1)
+	for int(n) < runtime.GOMAXPROCS(0) && n < 64 {
+		n *= 2
+	}
+	s := &spread{mask: n - 1, lines: make([]paddedCount, n)}
+	s.hand.New = func() any { line := s.turn.Add(1); return &line }
+	return s
+}
+
+func (s *spread) add() {
+	line, _ := s.hand.Get().(*uint32)
+	s.lines[*line&s.mask].n.Add(1)
+	s.hand.Put(line)
+}
+
+// drain takes what was counted.
+func (c *counter) drain() uint64 {
+	n := c.n.Swap(0)
+	if s := c.spread.Load(); s != nil {
+		for i := range s.lines {
+			n += s.lines[i].n.Swap(0)
+		}
+	}
+	return n
+}
+
+// usage counts uses and reports them.
+type usage struct {
+	v *Verifier
+	// lists are the counters that were used since the last drain.
+	lists  [64]usedList
+	length atomic.Int64
+	spread atomic.Int32
+	full   chan struct{}
+
+	mu      sync.Mutex
+	pending map[useKey]use
+	// unsent are the reports that failed, with those after them. They stay as
+	// they are: the engine may have counted them.
+	unsent   []Report
+	boot     string
+	sequence uint64
+	through  time.Time
+	lost     uint64
+	losing   bool
+	counted  uint64 // drained so far
+	failing  bool
+}
+
+type usedList struct {
+	head atomic.Pointer[counter]
+	_    [cacheLine - 8]byte
+}
+
+func newUsage(v *Verifier) *usage {
+	return &usage{v: v, pending: map[useKey]use{}, boot: newBoot(), full: make(chan struct{}, 1)}
+}
+
+func newBoot() string {
+	var b [12]byte
+	_, _ = rand.Read(b[:]) // it never fails
+	return hex.EncodeToString(b[:])
+}
+
+func (u *usage) bootID() string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.boot
+}
+
+// used counts an accepted use. It takes no lock and allocates nothing, but for
+// the first use at a source.
+func (u *usage) used(v *version, source string, now mono) {
+	c := &v.counter
+	if source != "" && source != u.v.config.Source {
+		c = c.at(source)
+	}
+	if s := c.spread.Load(); s != nil {
+		s.add()
+	} else if n := c.n.Load(); !c.n.CompareAndSwap(n, n+1) {
+		c.n.Add(1)
+		u.collided(c)
+	}
+	if second := int64(now >> 30); c.second.Load() != second {
+		c.second.Store(second)
+	}
+	if !c.listed.Load() {
+		u.list(c)
+	}
+}
+
+// at returns the counter of a source.
+func (c *counter) at(source string) *counter {
+	for {
+		others := c.others.Load()
+		if others != nil {
+			for _, other := range *others {
+				if other.source == source {
+					return other
+				}
+			}
+			if len(*others) >= maxSources {
+				return c
+			}
+		}
+		added := &counter{of: c.of, key: c.key, source: strings.Clone(source)}
+		list := []*counter{added}
+		if others != nil {
+			list = append(list, *others...)
+		}
+		if c.others.CompareAndSwap(others, &list) {
+			return added
+		}
+	}
+}
+
+// collided notes that two cores counted at once.
+func (u *usage) collided(c *counter) {
+	if c.collisions.Add(1) < contention || u.spread.Load() >= maxSpread {
+		return
+	}
+	if c.spread.CompareAndSwap(nil, newSpread()) {
+		u.spread.Add(1)
+		runtime.AddCleanup(c.of, func(n *atomic.Int32) { n.Add(-1) }, &u.spread)
+	}
+}
+
+// list has a counter drained.
+func (u *usage) list(c *counter) {
+	if c.listed.Swap(true) {
+		return
+	}
+	list := &u.lists[c.key[len(c.key)-1]%64]
+	for {
+		head := list.head.Load()
+		c.next = head
+		if list.head.CompareAndSwap(head, c) {
+			break
+		}
+	}
+	if u.length.Add(1) > int64(u.v.config.MaxUnreported) {
+		select {
+		case u.full <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// add counts uses that were judged by a fresh record.
+func (u *usage) add(k useKey, now mono, count, refused uint64) {
+	if k.source == "" {
+		k.source = u.v.config.Source
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.counted += count
+	u.put(k, use{count, refused, now})
+}
+
+// put adds to what is pending. Where there is no room for another key, what is
+// least worth is coarsened: the source. Where that does not help the use is
+// lost. The caller locks.
+func (u *usage) put(k useKey, more use) {
+	p, known := u.pending[k]
+	if !known && len(u.pending) >= u.v.config.MaxUnreported {
+		k.source = u.v.config.Source
+		if p, known = u.pending[k]; !known {
+			u.lost += more.count + more.refused
+			u.losing = true
+			return
+		}
+	}
+	if !known {
+		k.key, k.source = strings.Clone(k.key), strings.Clone(k.source)
+	}
+	p.count += more.count
+	p.refused += more.refused
+	p.last = max(p.last, more.last)
+	u.pending[k] = p
+}
+
+// collect takes in what was counted without a lock.
+func (u *usage) collect() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for i := range u.lists {
+		c := u.lists[i].head.Swap(nil)
+		for c != nil {
+			next := c.next
+			c.next = nil
+			u.length.Add(-1)
+			// Whoever counts from here on lists it again.
+			c.listed.Store(false)
+			c.collisions.Store(0)
+			second := c.second.Load()
+			if n := c.drain(); n > 0 {
+				k := useKey{key: c.key.String(), version: c.of.version.Number, source: c.source}
+				if k.source == "" {
+					k.source = u.v.config.Source
+				}
+				u.counted += n
+				u.put(k, use{count: n, last: mono(second+1) << 30})
+			}
+			c = next
+		}
+	}
+}
+
+// total is how many uses were accepted so far.
+func (u *usage) total() (counted, unreported, lost uint64) {
+	u.collect()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, p := range u.pending {
+		unreported += p.count + p.refused
+	}
+	for _, r := range u.unsent {
+		for _, e := range r.Entries {
+			unreported += e.Count + e.Refused
+		}
+	}
+	return u.counted, unreported, u.lost
+}
+
+// run reports until ctx ends.
+func (u *usage) run(ctx context.Context) {
+	ticker := time.NewTicker(u.v.config.ReportInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-u.full:
+			u.collect()
+		case <-ticker.C:
+			u.report(ctx)
+		}
+	}
+}
+
+// report sends what failed before, as it was, and what has been counted since.
+// What cannot be sent stays pending, where uses of the same kind add up.
+func (u *usage) report(ctx context.Context) bool {
+	if !u.send(ctx) {
+		return false
+	}
+	u.prepare()
+	return u.send(ctx)
+}
+
+// prepare makes reports of what is pending. They are complete up to a moment
+// ago, unless something was lost: then a new boot tells so.
+func (u *usage) prepare() {
+	now := u.v.now()
+	f := u.v.feed.Load()
+	u.collect()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if f.generation == 0 && len(u.pending) == 0 {
+		return // nothing has happened, and Vault's time is not known
+	}
+	if u.losing {
+		u.losing = false
+		u.boot, u.sequence, u.through = newBoot(), 0, time.Time{}
+	}
+	entries := make([]Use, 0, len(u.pending))
+	for k, p := range u.pending {
+		last := time.Time{}
+		if f.generation > 0 {
+			last = vaultTime(f.earliest(min(p.last, now))).Truncate(time.Millisecond)
+		}
+		for first := true; first || p.count > 0 || p.refused > 0; first = false {
+			e := Use{KeyID: k.key, Version: k.version, Source: k.source, Count: min(p.count, maxCount), Refused: min(p.refused, maxCount), LastUsed: last}
+			p.count -= e.Count
+			p.refused -= e.Refused
+			entries = append(entries, e)
+		}
+	}
+	clear(u.pending)
+	if len(entries) == 0 {
+		u.pending = maps.Clone(u.pending)
+	}
+	through := time.Time{}
+	if f.generation > 0 {
+		through = vaultTime(f.earliest(now) - int64(counting)).Truncate(time.Millisecond)
+	}
+	for first := true; first || len(entries) > 0; first = false {
+		part := entries[:min(len(entries), reportEntries)]
+		entries = entries[len(part):]
+		u.sequence++
+		if len(entries) == 0 && through.After(u.through) {
+			u.through = through
+		}
+		u.unsent = append(u.unsent, Report{
+			Verifier: u.v.config.Name, Boot: u.boot, Sequence: u.sequence, ReportedThrough: u.through, Entries: part,
+		})
+	}
+}
+
+// send sends the reports that are ready, in order, until one fails.
+func (u *usage) send(ctx context.Context) bool {
+	for {
+		u.mu.Lock()
+		if len(u.unsent) == 0 {
+			u.mu.Unlock()
+			return true
+		}
+		r := u.unsent[0]
+		u.mu.Unlock()
+		bounded, cancel := context.WithTimeout(ctx, u.v.config.RequestTimeout)
+		err := u.v.engine.Report(bounded, r)
+		cancel()
+		if err != nil {
+			u.failed(err)
+			return false
+		}
+		u.v.stats.reports.Add(1)
+		u.mu.Lock()
+		u.unsent = u.unsent[1:]
+		u.mu.Unlock()
+		if u.failing {
+			u.failing = false
+			u.v.log.Info("use is reported again")
+		}
+	}
+}
+
+func (u *usage) failed(err error) {
+	u.v.stats.reportFailures.Add(1)
+	if !u.failing {
+		u.failing = true
+		u.v.log.Warn("use cannot be reported; it is kept, and adds up", "error", err)
+	}
+}
