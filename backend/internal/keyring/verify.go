@@ -3,6 +3,8 @@
 package keyring
 
 import (
+	"reflect"
+	"slices"
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
@@ -93,4 +95,29 @@ func (k *Key) GrantedScopes(limits Limits) []string {
 		return limits.Scopes
 	}
 	return record.Intersect(*k.Scopes, limits.Scopes)
+}
+
+// Equal tells whether both allow the same.
+func (l Limits) Equal(o Limits) bool {
+	return slices.Equal(l.Scopes, o.Scopes) && slices.Equal(l.BoundCIDRs, o.BoundCIDRs) &&
+		(l.OverlapScopes == nil) == (o.OverlapScopes == nil) && slices.Equal(l.OverlapScopes, o.OverlapScopes)
+}
+
+// SameToVerifiers tells whether verifiers are told the same of k and o,
+// whatever the role and the tokens that they know, except when it was recorded.
+// Where in doubt it says that they are not.
+func (k *Key) SameToVerifiers(o *Key) bool {
+	return (k.Scopes == nil) == (o.Scopes == nil) && reflect.DeepEqual(k.told(), o.told())
+}
+
+// told is the record of the key for a role that allows everything and narrows
+// nothing, with all digests.
+func (k *Key) told() *record.Record {
+	all := []string{"*"}
+	r := k.VerifierRecord(Limits{Scopes: all, OverlapScopes: all}, nil)
+	for i := range r.Versions {
+		r.Versions[i].Digest = k.Versions[i].Digest
+	}
+	r.Recorded = time.Time{}
+	return r
 }

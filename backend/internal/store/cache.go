@@ -30,13 +30,37 @@ const settle = time.Minute
 //
 // A write that failed may take effect later all the same. Until the next one
 // succeeds, or the time to settle is over, its entry is read from storage.
+//
+// What the cache is told of a write it passes on, so that no write of an entry
+// can be kept from the feed of changes; see tell.
 type cache[K comparable, V any] struct {
 	seed    maphash.Seed
 	limit   int
 	weigh   func(V) int
 	elapsed func() time.Duration
 	stripes [cacheStripes]stripe[K, V]
+	// tell, where set before first use, is told of every write once the cache
+	// has it, and before whoever writes goes on.
+	tell listener[K]
 }
+
+// listener is told of writes: those that are stored, those of them that
+// change nothing to speak of, those that failed and may take effect
+// all the same, and those of other nodes.
+type listener[K comparable] interface {
+	Changed(key K)
+	Unchanged(key K)
+	Doubtful(key K)
+	Forgotten(key K)
+}
+
+// silent is told of everything and says nothing.
+type silent[K comparable] struct{}
+
+func (silent[K]) Changed(K)   {}
+func (silent[K]) Unchanged(K) {}
+func (silent[K]) Doubtful(K)  {}
+func (silent[K]) Forgotten(K) {}
 
 type stripe[K comparable, V any] struct {
 	mu      sync.Mutex
@@ -53,7 +77,7 @@ type stripe[K comparable, V any] struct {
 // newCache returns a cache for values that weigh up to limit together. elapsed
 // is the time that has passed since some fixed moment.
 func newCache[K comparable, V any](limit int, weigh func(V) int, elapsed func() time.Duration) *cache[K, V] {
-	c := &cache[K, V]{seed: maphash.MakeSeed(), limit: limit / cacheStripes, weigh: weigh, elapsed: elapsed}
+	c := &cache[K, V]{seed: maphash.MakeSeed(), limit: limit / cacheStripes, weigh: weigh, elapsed: elapsed, tell: silent[K]{}}
 	for i := range c.stripes {
 		entries, err := simplelru.NewLRU[K, V](math.MaxInt, nil)
 		if err != nil {
@@ -113,8 +137,18 @@ type write[K comparable, V any] struct {
 	key   K
 }
 
-// stored is for a write that succeeded: v is what storage holds now.
-func (w write[K, V]) stored(v V) {
+// stored is for a write that succeeded: v is what storage holds now. changed
+// tells whether that differs, to those who listen, from what it held.
+func (w write[K, V]) stored(v V, changed bool) {
+	w.keep(v)
+	if changed {
+		w.cache.tell.Changed(w.key)
+	} else {
+		w.cache.tell.Unchanged(w.key)
+	}
+}
+
+func (w write[K, V]) keep(v V) {
 	s := w.cache.stripe(w.key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -126,6 +160,15 @@ func (w write[K, V]) stored(v V) {
 // done is for a write that succeeded, or failed with err, and of which nothing
 // is to be kept.
 func (w write[K, V]) done(err error) {
+	w.forget(err)
+	if err != nil {
+		w.cache.tell.Doubtful(w.key)
+	} else {
+		w.cache.tell.Changed(w.key)
+	}
+}
+
+func (w write[K, V]) forget(err error) {
 	s := w.cache.stripe(w.key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -172,6 +215,11 @@ func (c *cache[K, V]) drop(s *stripe[K, V], key K) {
 
 // remove forgets key, and keeps readers that are under way from adding it.
 func (c *cache[K, V]) remove(key K) {
+	c.removeQuietly(key)
+	c.tell.Forgotten(key)
+}
+
+func (c *cache[K, V]) removeQuietly(key K) {
 	s := c.stripe(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()

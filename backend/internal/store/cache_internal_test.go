@@ -16,7 +16,7 @@ func TestACacheIsBoundedByWeight(t *testing.T) {
 	const share = 100 // of each stripe
 	c := newCache[int](share*cacheStripes, func(weight int) int { return weight }, func() time.Duration { return 0 })
 	put := func(key, weight int) {
-		c.writing(key).stored(weight)
+		c.writing(key).stored(weight, true)
 	}
 	for round := range 50 {
 		for key := range 2000 {

@@ -158,7 +158,7 @@ func (s *Store) CommitKey(ctx context.Context, prev, next *keyring.Key, due time
 		write.done(err)
 		return fmt.Errorf("store %s: %w", next.Label(), err)
 	}
-	write.stored(next)
+	write.stored(next, prev == nil || !prev.SameToVerifiers(next))
 	if filed != 0 && filed != minute {
 		s.due.unfile(ctx, filed, next.ID)
 	}

@@ -32,12 +32,13 @@ func (s *Store) Role(ctx context.Context, name string) (*role.Role, error) {
 
 // PutRole writes a role. The caller holds its lock.
 func (s *Store) PutRole(ctx context.Context, r *role.Role) error {
+	former, known := s.roles.peek(r.Name)
 	write := s.roles.writing(r.Name)
 	if err := s.put(ctx, rolePrefix+r.Name, r); err != nil {
 		write.done(err)
 		return fmt.Errorf("store role %q: %w", r.Name, err)
 	}
-	write.stored(r)
+	write.stored(r, !known || !former.Limits().Equal(r.Limits()))
 	return nil
 }
 

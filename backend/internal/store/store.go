@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/feed"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
@@ -91,6 +92,9 @@ type Store struct {
 	// configDoubt is until when a failed write of it may still take effect.
 	configDoubt time.Duration
 
+	// feed tells what changed; the caches of keys and roles publish there.
+	feed *feed.Feed
+
 	due *dueIndex
 	// OnLost, where set before first use, is told of keys that were loaded and
 	// whose entry in the due index is gone, or is for a day so far ahead that
@@ -124,6 +128,11 @@ func Open(ctx context.Context, storage logical.Storage, c clock.Clock, rand io.R
 	s.names = newCache[string](nameCacheSize, one[string], c.Elapsed)
 	s.roles = newCache[string](roleCacheSize, one[*role.Role], c.Elapsed)
 	s.imported = newCache[token.Digest](importedCacheSize, one[string], c.Elapsed)
+	var err error
+	if s.feed, err = feed.New(rand, c.Elapsed, settle); err != nil {
+		return nil, err
+	}
+	s.keys.tell, s.roles.tell = s.feed.Keys(), s.feed.Roles()
 	if err := s.openMount(ctx, rand, writable); err != nil {
 		return nil, err
 	}
@@ -135,8 +144,8 @@ func Open(ctx context.Context, storage logical.Storage, c clock.Clock, rand io.R
 }
 
 // Succeed makes s, which nobody uses yet, take the place of former: what is
-// still under way on that one shares its locks, and the caches, which are
-// emptied.
+// still under way on that one shares its locks, the caches, which are emptied,
+// and the feed, which begins a new epoch.
 func (s *Store) Succeed(former *Store) {
 	s.keyLocks, s.nameLocks, s.digestLocks = former.keyLocks, former.nameLocks, former.digestLocks
 	s.roleLocks, s.pointerLocks = former.roleLocks, former.pointerLocks
@@ -145,7 +154,13 @@ func (s *Store) Succeed(former *Store) {
 	s.names.purge()
 	s.roles.purge()
 	s.imported.purge()
+	s.feed = former.feed
+	s.feed.Restart()
 }
+
+// Feed tells which keys and roles have changed. Every write of one is
+// published there once it is stored, before the method that wrote it returns.
+func (s *Store) Feed() *feed.Feed { return s.feed }
 
 // LockKey locks one key for a transition and returns the unlock.
 func (s *Store) LockKey(id string) func() { return lock(s.keyLocks, id) }
@@ -176,7 +191,7 @@ func lock(locks []*locksutil.LockEntry, key string) func() {
 }
 
 // Invalidate forgets what is cached of the storage entry path, which another
-// node has written.
+// node has written, and publishes a key or a role that is concerned.
 func (s *Store) Invalidate(path string) {
 	switch kind, rest := splitPath(path); kind {
 	case keyPrefix:
