@@ -30,6 +30,7 @@ import (
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/anomaly"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/feed"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jobs"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/metrics"
@@ -89,6 +90,9 @@ type engine struct {
 	// unknownIDs are ids that verify was asked for and that no key has.
 	unknownIDs *lru.Cache[string, struct{}]
 
+	// verifiers are those at the edge that ask what changed.
+	verifiers *feed.Verifiers
+
 	// watch tells of what happens; telling works off what waits to be told.
 	watch   *watcher
 	telling *jobs.Worker
@@ -114,7 +118,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c clock.Clock,
 			b.pathStaticCreds(), b.pathCreds(), b.pathRotateLeased(),
 			b.pathRotate(), b.pathPromote(), b.pathRollback(), b.pathExtend(), b.pathRetire(), b.pathRevoke(),
 			b.pathHistory(), b.pathVerify(), b.pathSweep(), b.pathInfo(),
-			b.pathUsage(), b.pathConfirm(), b.pathRollovers(), b.pathWebhookTest(), b.pathWebhooks(), b.pathClaim(), b.pathMetrics(),
+			b.pathSync(), b.pathLookup(), b.pathVerifiers(), b.pathUsage(), b.pathConfirm(), b.pathRollovers(), b.pathWebhookTest(), b.pathWebhooks(), b.pathClaim(), b.pathMetrics(),
 		),
 		Secrets:        []*framework.Secret{b.leasedKey()},
 		InitializeFunc: b.initialize,
@@ -131,7 +135,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, c clock.Clock,
 
 // lenientPaths ignore unknown fields with a warning, so that a server can be
 // upgraded after its clients; all others refuse them.
-var lenientPaths = map[string]bool{verifyPattern: true, usageReportPattern: true, confirmPattern: true}
+var lenientPaths = map[string]bool{verifyPattern: true, usageReportPattern: true, confirmPattern: true, syncPattern: true, lookupPattern: true}
 
 // HandleRequest checks the request's data before the SDK sees it, because the
 // SDK quotes values that it cannot decode; see decodeFields. It also keeps a
@@ -264,7 +268,7 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 	if err != nil {
 		return nil, err
 	}
-	e := &engine{store: s, lost: make(chan string, 1024), unknownIDs: newSet(maxUnknownIDs)}
+	e := &engine{store: s, lost: make(chan string, 1024), unknownIDs: newSet(maxUnknownIDs), verifiers: feed.NewVerifiers(b.clock)}
 	tracker := usage.New(b.clock.Now())
 	e.keeper = &lifecycle.Keeper{
 		Store: s, Clock: b.clock, Rand: b.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages()), Logger: b.Logger(),

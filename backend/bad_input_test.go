@@ -44,7 +44,7 @@ func furnished(t *testing.T) (m *mount, leasedID string) {
 
 // target is a path of a furnished mount that matches a pattern.
 func target(pattern, leasedID string) string {
-	return strings.NewReplacer("^", "", "$", "", "/?", "/", "(?P<role>.+)", "r", "(?P<name>.+)", "acme", "(?P<key_id>.+)", leasedID).Replace(pattern)
+	return strings.NewReplacer("^", "", "$", "", "/?", "/", "(?P<role>.+)", "r", "(?P<name>.+)", "acme", "(?P<key_id>.+)", leasedID, "(?P<id>.+)", "eu-1").Replace(pattern)
 }
 
 // wrongKinds are values that a field of this type must refuse, each with the
@@ -62,7 +62,7 @@ func wrongKinds(kind framework.FieldType) map[string]any {
 	switch kind {
 	case framework.TypeString:
 		wrong["in a list"] = list
-	case framework.TypeBool, framework.TypeInt, framework.TypeDurationSecond, framework.TypeCommaIntSlice:
+	case framework.TypeBool, framework.TypeInt, framework.TypeInt64, framework.TypeDurationSecond, framework.TypeCommaIntSlice:
 		wrong["as a text"], wrong["in a list"] = text, list
 	case framework.TypeCommaStringSlice:
 	case framework.TypeKVPairs:
@@ -254,7 +254,7 @@ func TestNamesThatCannotBe(t *testing.T) {
 		strings.Repeat("a", 129), strings.Repeat("a", 10_000), strings.Repeat("é", 5000),
 	}
 	for _, path := range m.Paths {
-		for _, capture := range []string{"role", "name", "key_id"} {
+		for _, capture := range []string{"role", "name", "key_id", "id"} {
 			group := "(?P<" + capture + ">.+)"
 			if !strings.Contains(path.Pattern, group) {
 				continue

@@ -53,6 +53,11 @@ func intField(description string) *framework.FieldSchema {
 	return &framework.FieldSchema{Type: framework.TypeInt, Description: description}
 }
 
+// int64Field is for numbers that outgrow an int of 32 bits.
+func int64Field(description string) *framework.FieldSchema {
+	return &framework.FieldSchema{Type: framework.TypeInt64, Description: description}
+}
+
 func durationField(description string) *framework.FieldSchema {
 	return &framework.FieldSchema{Type: framework.TypeDurationSecond, Description: description}
 }
@@ -85,7 +90,7 @@ func secret(f *framework.FieldSchema) *framework.FieldSchema {
 	return f
 }
 
-// inQuery marks a field of a LIST request, so that OpenAPI tells of it.
+// inQuery marks a field of a LIST or READ request, so that OpenAPI tells of it.
 func inQuery(f *framework.FieldSchema) *framework.FieldSchema {
 	f.Query = true
 	return f

@@ -118,6 +118,8 @@ func (c *call) flag(field string) bool { return valueOf[bool](c.in, field) }
 
 func (c *call) number(field string) int { return valueOf[int](c.in, field) }
 
+func (c *call) number64(field string) int64 { return valueOf[int64](c.in, field) }
+
 func (c *call) numbers(field string) []int { return valueOf[[]int](c.in, field) }
 
 func (c *call) list(field string) []string { return valueOf[[]string](c.in, field) }
@@ -256,6 +258,9 @@ func checkCapture(field, value string) error {
 			return badInput("key_id must be %d letters and digits", token.IDLength)
 		}
 		return nil
+	}
+	if field == fieldID {
+		return checkVerifierID(value)
 	}
 	return checkName(field, value)
 }

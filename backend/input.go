@@ -108,6 +108,8 @@ func decodeValue(kind framework.FieldType, v any) (any, error) {
 		return decodeBool(v)
 	case framework.TypeInt:
 		return decodeInt(v)
+	case framework.TypeInt64:
+		return decodeLong(v)
 	case framework.TypeDurationSecond:
 		return decodeDuration(v)
 	case framework.TypeCommaStringSlice:
@@ -145,6 +147,18 @@ func decodeBool(v any) (any, error) {
 
 func decodeInt(v any) (any, error) {
 	return parseInt(v)
+}
+
+// decodeLong returns an int64.
+func decodeLong(v any) (any, error) {
+	n, err := decodeInt64(v)
+	if text, ok := v.(string); ok {
+		n, err = strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("a whole number, got %s", kindName(v))
+	}
+	return n, nil
 }
 
 func parseInt(v any) (int, error) {

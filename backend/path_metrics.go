@@ -78,6 +78,7 @@ func (b *Backend) measure(e *engine) {
 	e.keeper.Observe = b.metrics.Committed
 	e.ticker.Observe = b.metrics.Ticked
 	b.metrics.SetCaches(e.store.CacheUse)
+	b.metrics.SetVerifiers(e.verifiers.Live)
 	b.metrics.SetOutbox(func() map[string]int {
 		depth := map[string]int{}
 		for _, hook := range e.watch.hooks.Statuses() {

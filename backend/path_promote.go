@@ -37,14 +37,20 @@ func (b *Backend) pathPromote() []*framework.Path {
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: b.forwarded(b.promoteKey, "Make the pending version the current one now.", "promote", answers("The version.", changedFields())),
 		},
-		HelpSynopsis:    "Promote the pending version of a key.",
-		HelpDescription: "Ends the activation delay now. The overlap of the former version counts from this moment.",
+		HelpSynopsis: "Promote the pending version of a key.",
+		HelpDescription: `Ends the activation delay now. The overlap of the former version counts from this
+moment. Warns of verifiers at the edge that have not followed up to the pending
+version yet.`,
 	}}
 }
 
 func (b *Backend) promoteKey(ctx context.Context, c *call) (*logical.Response, error) {
 	return b.verb(ctx, c, func(k *keyring.Key, r *role.Role, cause keyring.Cause) (*keyring.Key, error) {
-		return k.Promote(cause, r.Policy(), c.number(fieldVersion))
+		next, err := k.Promote(cause, r.Policy(), c.number(fieldVersion))
+		if err == nil {
+			c.warnOfPromotion(k)
+		}
+		return next, err
 	})
 }
 

@@ -155,7 +155,7 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 			c.keeper.Usage.Add(e.lastUsed, e.key.ID, e.version, e.source, e.count, e.refused)
 		}
 	}
-	if !c.keeper.Book.Reports.Accept(c.caller()+"|"+verifier, boot, uint64(c.number("sequence")), through, now, count) { //nolint:gosec // it is at least 1
+	if !c.keeper.Book.Reports.Accept(verifierName(c.caller(), verifier), boot, uint64(c.number("sequence")), through, now, count) { //nolint:gosec // it is at least 1
 		answer["duplicate"] = true
 		return &logical.Response{Data: answer}, nil
 	}

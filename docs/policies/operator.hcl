@@ -62,6 +62,13 @@ path "apikeys/rollovers" {
 path "apikeys/rollovers/+" {
   capabilities = ["read"]
 }
+# Which verifiers are at work, and how far each has followed.
+path "apikeys/verifiers" {
+  capabilities = ["list"]
+}
+path "apikeys/verifiers/+" {
+  capabilities = ["read"]
+}
 
 # Who is told of it. A webhook that may reach private addresses (allow_private)
 # lets its maker send requests from Vault's network.

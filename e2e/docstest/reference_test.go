@@ -220,7 +220,7 @@ func typeName(kind framework.FieldType) string {
 		return "text"
 	case framework.TypeBool:
 		return "boolean"
-	case framework.TypeInt:
+	case framework.TypeInt, framework.TypeInt64:
 		return "whole number"
 	case framework.TypeDurationSecond:
 		return "duration"

@@ -38,6 +38,9 @@ type Metrics struct {
 	tickDamaged  prometheus.Counter
 	tickLast     prometheus.Gauge
 
+	syncs   *prometheus.CounterVec
+	lookups *prometheus.CounterVec
+
 	// roles is replaced, never changed, so that it is read without a lock.
 	roles   atomic.Pointer[map[string]*roleCounters]
 	rolesMu sync.Mutex
@@ -45,8 +48,9 @@ type Metrics struct {
 	unknown [codeCount]prometheus.Counter
 
 	// Where the gauges come from; nil where there is nothing to tell.
-	outbox atomic.Pointer[func() map[string]int]
-	caches atomic.Pointer[func() []store.CacheUse]
+	outbox    atomic.Pointer[func() map[string]int]
+	verifiers atomic.Pointer[func() int]
+	caches    atomic.Pointer[func() []store.CacheUse]
 
 	rolloverMu sync.Mutex
 	rollover   *sample
@@ -77,6 +81,10 @@ func New(c clock.Clock, version, commit string) *Metrics {
 		tickDamaged: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: prefix + "tick_damaged_keys_total", Help: "Keys that were due and could not be processed; each is tried again an hour later.",
 		}),
+		syncs: counters("syncs_total", "Questions of verifiers what has changed, by what was answered: first, changes, or reset where that was not known any more.",
+			"result"),
+		lookups: counters("lookups_total", "Keys that verifiers looked up: found, missing, limited because of too many in vain or too much for one answer, or unreadable.",
+			"result"),
 		tickLast: gauge("tick_last_success_timestamp_seconds", "When the periodic work last ran without a failure; the start of the plugin before the first time."),
 	}
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
@@ -86,7 +94,7 @@ func New(c clock.Clock, version, commit string) *Metrics {
 	m.registry.MustRegister(
 		m.rotations, m.verifications, m.transitions,
 		m.ticks, m.tickDuration, m.tickLag, m.tickKeys, m.tickDamaged, m.tickLast,
-		build, gauges{m},
+		m.syncs, m.lookups, build, gauges{m},
 	)
 	// What is 0 is told, so that Prometheus sees the first increase.
 	m.roles.Store(&map[string]*roleCounters{})
@@ -100,6 +108,12 @@ func New(c clock.Clock, version, commit string) *Metrics {
 	}
 	for _, result := range []string{tickOK, tickFailed, tickSuspended} {
 		m.ticks.WithLabelValues(result)
+	}
+	for _, result := range []string{syncFirst, syncChanges, syncReset} {
+		m.syncs.WithLabelValues(result)
+	}
+	for _, result := range []string{lookupFound, lookupMissing, lookupLimited, lookupUnreadable} {
+		m.lookups.WithLabelValues(result)
 	}
 	m.tickLast.Set(unix(c.Now()))
 	return m
@@ -208,3 +222,42 @@ func (m *Metrics) SetOutbox(depth func() map[string]int) { m.outbox.Store(&depth
 
 // SetCaches says how to learn how the caches of the store are used.
 func (m *Metrics) SetCaches(use func() []store.CacheUse) { m.caches.Store(&use) }
+
+// SetVerifiers says how to learn how many verifiers are alive.
+func (m *Metrics) SetVerifiers(live func() int) { m.verifiers.Store(&live) }
+
+// What a verifier was answered that asked what has changed.
+const (
+	syncFirst   = "first"
+	syncChanges = "changes"
+	syncReset   = "reset"
+)
+
+// Synced counts a question of a verifier: its first one, or one that had to be
+// answered by a reset, or neither.
+func (m *Metrics) Synced(first, reset bool) {
+	result := syncChanges
+	switch {
+	case first:
+		result = syncFirst
+	case reset:
+		result = syncReset
+	}
+	m.syncs.WithLabelValues(result).Inc()
+}
+
+// What became of a key that was looked up.
+const (
+	lookupFound      = "found"
+	lookupMissing    = "missing"
+	lookupLimited    = "limited"
+	lookupUnreadable = "unreadable"
+)
+
+// LookedUp counts what became of the keys that a verifier looked up.
+func (m *Metrics) LookedUp(found, missing, limited, unreadable int) {
+	m.lookups.WithLabelValues(lookupFound).Add(float64(found))
+	m.lookups.WithLabelValues(lookupMissing).Add(float64(missing))
+	m.lookups.WithLabelValues(lookupLimited).Add(float64(limited))
+	m.lookups.WithLabelValues(lookupUnreadable).Add(float64(unreadable))
+}

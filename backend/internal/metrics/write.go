@@ -51,13 +51,15 @@ var (
 		"Time until the first superseded version is no longer accepted, of the rollovers that were judged. Absent where no overlap is under way.", nil, nil)
 	outboxDesc = prometheus.NewDesc(prefix+"outbox_depth",
 		"Events that wait to be delivered, by webhook.", []string{"hook"}, nil)
+	verifiersDesc = prometheus.NewDesc(prefix+"verifiers_live",
+		"Verifiers at the edge that have asked within the last minute what has changed.", nil, nil)
 	cachesDesc = prometheus.NewDesc(prefix+"cache_requests_total",
 		"Look-ups in the caches before storage.", []string{"cache", "result"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (g gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{rolloversDesc, overlapDesc, outboxDesc, cachesDesc} {
+	for _, d := range []*prometheus.Desc{rolloversDesc, overlapDesc, outboxDesc, verifiersDesc, cachesDesc} {
 		ch <- d
 	}
 }
@@ -88,6 +90,9 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 		if len(hooks) > maxHooks {
 			tell(outboxDesc, float64(rest), "")
 		}
+	}
+	if live := g.m.verifiers.Load(); live != nil {
+		tell(verifiersDesc, float64((*live)()))
 	}
 	if use := g.m.caches.Load(); use != nil {
 		for _, c := range (*use)() {
