@@ -220,7 +220,7 @@ func (Anonymous) name() string          { return "anonymous" }
 func (Anonymous) check() error          { return nil }
 func (Anonymous) fixed() (string, bool) { return "", true }
 func (Anonymous) again() bool           { return false }
-func (Anonymous) login(context.Context, *Client) (*api.Secret, error) {
+func (Anonymous) login(context.Context, *Client) (*api.Secret, error) { //nolint:unparam // as the interface says
 	return &api.Secret{Auth: &api.SecretAuth{}}, nil
 }
 

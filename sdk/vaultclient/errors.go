@@ -23,7 +23,7 @@ var (
 // body of the answer is dropped, because Vault repeats bad values in its
 // errors, except for the texts in Reason.
 type StatusError struct {
-	Op     string // read, write, list or login
+	Op     string // read, write, list, login or renew
 	Path   string // of the request, the mount included
 	Status int    // of HTTP
 	// Reason is why, in Vault's words. It is there when the request was a read or
@@ -124,7 +124,7 @@ func (c *Client) reason(op string, texts []string) string {
 	const most = 500 // bytes; Vault's own are far shorter
 	var shown []string
 	for _, text := range texts {
-		if op == "write" || op == "login" {
+		if op != "read" && op != "list" {
 			i := slices.IndexFunc(harmless, func(h string) bool { return strings.Contains(text, h) })
 			if i < 0 {
 				continue

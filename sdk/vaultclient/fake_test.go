@@ -42,7 +42,9 @@ type fakeVault struct {
 func newFakeVault(t testing.TB) *fakeVault {
 	return &fakeVault{
 		t: t, ttl: time.Hour, born: map[string]time.Time{}, dies: map[string]time.Time{},
-		answer: func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"data":{"colour":"crimson"}}`) },
+		answer: func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, `{"data":{"colour":"crimson"}}`)
+		},
 	}
 }
 

@@ -97,7 +97,10 @@ func (c *Client) hold(ctx context.Context, auth *api.SecretAuth) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ended:
+		case err := <-ended:
+			if err != nil {
+				c.log.Warn("cannot renew the token of vault", "error", c.fail("renew", c.auth.name(), err))
+			}
 			if c.auth.again() {
 				return
 			}

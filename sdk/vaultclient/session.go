@@ -4,7 +4,7 @@ package vaultclient
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -56,14 +56,19 @@ func (s *session) wait(ctx context.Context) (uint64, error) {
 		select {
 		case <-replaced:
 		case <-ctx.Done():
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			if s.failure != nil {
-				return 0, s.failure
-			}
-			return 0, errors.Join(errors.New("there has been no login yet"), ctx.Err())
+			return 0, s.noLogin(ctx.Err())
 		}
 	}
+}
+
+// noLogin is why there is no token.
+func (s *session) noLogin(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failure != nil {
+		return s.failure
+	}
+	return fmt.Errorf("there has been no login yet: %w", err)
 }
 
 // install makes a token the one that is sent.
@@ -119,7 +124,7 @@ func (c *Client) suspect(ctx context.Context, held uint64) tokenVerdict {
 	default:
 		running = &check{done: make(chan struct{})}
 		s.check = running
-		go c.lookUp(running, held)
+		go c.lookUp(running, held) //nolint:gosec // for all requests that wait, so with a context of its own
 	}
 	replaced := s.replaced
 	s.mu.Unlock()
