@@ -20,8 +20,9 @@ import (
 // lets it do and nothing else.
 type agentSetup struct {
 	*mount
-	app app
-	dir string
+	app  app
+	dir  string
+	sink string // HCL of where Agent leaves its token, if anywhere
 }
 
 func agentOn(m *mount) agentSetup {
@@ -48,8 +49,9 @@ auto_auth {
       remove_secret_id_file_after_reading = false
     }
   }
+%s
 }
-%s`, s.app.mount, filepath.Join(s.dir, "role-id"), filepath.Join(s.dir, "secret-id"), config))
+%s`, s.app.mount, filepath.Join(s.dir, "role-id"), filepath.Join(s.dir, "secret-id"), s.sink, config))
 }
 
 // renderedKey watches the key that an agent keeps in a file, as an application
