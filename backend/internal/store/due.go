@@ -268,9 +268,11 @@ func (d *dueIndex) mark(ctx context.Context, minute int64) error {
 }
 
 // unfile removes an entry that the commit made stale. A failure leaves it to
-// be removed when its minute comes.
+// be removed when its minute comes, or, where that is being worked off or is
+// over, by the next tick.
 func (d *dueIndex) unfile(ctx context.Context, minute int64, id string) {
 	if err := d.storage.Delete(ctx, dueMinutePrefix(minute)+id); err != nil {
+		_ = d.mark(ctx, minute) // in memory at least, and mostly it is marked in storage
 		return
 	}
 	d.mu.Lock()
