@@ -407,14 +407,16 @@ func (d *Deliverer) Update(ctx context.Context, name string, change func(*Hook) 
 	}
 	q = newQueue(d, name)
 	h, err := q.update(ctx, change)
-	if err != nil {
-		return nil, err
+	q.mu.Lock()
+	written := err == nil || q.unread != nil
+	q.mu.Unlock()
+	if written { // or perhaps
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.queues[name] = q
+		d.startQueue(q)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.queues[name] = q
-	d.startQueue(q)
-	return h, nil
+	return h, err
 }
 
 func (q *queue) isDeleted() bool {
@@ -445,6 +447,7 @@ func (q *queue) update(ctx context.Context, change func(*Hook) error) (*Hook, er
 		return nil, err
 	}
 	if err := q.put(ctx, h); err != nil {
+		q.unsure(err)
 		return nil, err
 	}
 	q.mu.Lock()
@@ -542,6 +545,7 @@ func (q *queue) markDeleted(ctx context.Context) error {
 	q.entry.Lock()
 	defer q.entry.Unlock()
 	if err := q.put(ctx, deletedHook(q.name)); err != nil {
+		q.unsure(err)
 		return err
 	}
 	q.mu.Lock()

@@ -117,6 +117,15 @@ func (q *queue) found(h *Hook, unread *unreadHook) {
 	q.poke()
 }
 
+// unsure notes that a write of the hook failed with err: storage may hold what
+// was written all the same, which is found out before anything else is done
+// with the hook. Until then events are kept for it.
+func (q *queue) unsure(err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.found(nil, &unreadHook{why: err, keeps: true, again: true})
+}
+
 // reread tries again to read a hook that storage did not give, if it is time
 // for that, or at once where somebody asks for the hook. The caller holds
 // admin. An error means that ctx has ended.
