@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package gateway
+
+import (
+	"context"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/verifier"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/verifier/verifierhttp"
+)
+
+// keyVerifier judges keys, as *verifier.Verifier does.
+type keyVerifier interface {
+	Verify(ctx context.Context, apiKey string, check verifier.Check) (verifier.Result, error)
+}
+
+// policy is a Policy as requests are judged by it.
+type policy struct {
+	Policy
+	proxies proxies
+	routes  table
+}
+
+func newPolicy(p Policy) *policy {
+	return &policy{Policy: p, proxies: p.Proxies, routes: p.Routes}
+}
+
+// question is a request that a proxy asks about.
+type question struct {
+	method, host string
+	// uri is path and query, as the client sent them.
+	uri     string
+	headers verifierhttp.Headers
+	client  netip.Addr
+}
+
+// decision is what became of it.
+type decision struct {
+	reason Reason
+	// route is nil where none was found.
+	route  *Route
+	result verifier.Result
+}
+
+// decide judges a request. What it returns holds nothing of the key.
+func (p *policy) decide(ctx context.Context, v keyVerifier, q question) decision {
+	if q.method == "" || q.uri == "" {
+		return decision{reason: ReasonNotTold}
+	}
+	path, query, _ := strings.Cut(q.uri, "?")
+	route, reason := p.routes.find(q.method, q.host, path)
+	if route == nil {
+		return decision{reason: reason}
+	}
+	if route.Public {
+		return decision{reason: ReasonPublic, route: route}
+	}
+	key, err := p.Places.Find(q.headers, query)
+	if err != nil {
+		return decision{reason: reasonOf(err), route: route}
+	}
+	result, err := v.Verify(ctx, key, verifier.Check{Scopes: route.Scopes, SourceIP: q.client, Source: route.Source})
+	if err != nil || result.Verdict == verifier.Unavailable || result.Verdict == verifier.VerdictUnknown {
+		return decision{reason: ReasonUnavailable, route: route, result: result}
+	}
+	return decision{reason: Reason(result.Code), route: route, result: result}
+}
+
+// retryAfter is in whole seconds, at least one.
+func (d *decision) retryAfter() int {
+	return max(1, int((d.result.RetryAfter+time.Second-1)/time.Second))
+}
+
+// passes tells whether the request may go on. A code that this program does not
+// know passes nothing.
+func (d *decision) passes() bool {
+	return d.reason == ReasonPublic || d.reason == validReason && d.result.Verdict == verifier.Accepted
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package gateway
+
+import (
+	"encoding/hex"
+	"net/url"
+	"path"
+	"strings"
+)
+
+// readings are the ways in which servers may take the path of a request. They
+// differ in whether they decode it once or twice, resolve dot segments, merge
+// slashes, cut parameters off segments (;a=b), and take a backslash for a slash.
+// It tells false for a path that no server should be given. A plain path has
+// one reading, and no allocation.
+func readings(raw string) (first string, more []string, ok bool) {
+	if raw == "" || raw[0] != '/' {
+		return "", nil, false
+	}
+	plain := true
+	for i := range len(raw) {
+		switch c := raw[i]; {
+		case c <= ' ' || c == 0x7f || c == '#':
+			return "", nil, false
+		case c == '%' || c == ';' || c == '\\' || c >= 0x80:
+			plain = false
+		case c == '/' && i+1 < len(raw) && (raw[i+1] == '/' || raw[i+1] == '.'):
+			plain = false
+		}
+	}
+	if plain {
+		return raw, nil, true
+	}
+	if _, err := url.PathUnescape(raw); err != nil {
+		return "", nil, false
+	}
+	text := raw
+	for range maxDecodings {
+		more = append(more, variants(text)...)
+		decoded := decode(text)
+		if decoded == text {
+			return raw, more, true
+		}
+		if strings.ContainsAny(decoded, "\x00\r\n") {
+			return "", nil, false
+		}
+		text = decoded
+	}
+	// Still more to decode.
+	return "", nil, false
+}
+
+// maxDecodings is how often a path may be encoded upon itself, plus the last
+// look that finds nothing more to decode.
+const maxDecodings = 3
+
+// decode replaces every escape that is one, as lenient readers do.
+func decode(text string) string {
+	var b strings.Builder
+	for i := 0; i < len(text); i++ {
+		if text[i] == '%' && i+2 < len(text) {
+			if c, err := hex.DecodeString(text[i+1 : i+3]); err == nil {
+				b.Write(c)
+				i += 2
+				continue
+			}
+		}
+		b.WriteByte(text[i])
+	}
+	return b.String()
+}
+
+// variants are the readings of a path that is not decoded any further.
+func variants(text string) []string {
+	slashed := strings.ReplaceAll(text, `\`, "/")
+	bare := withoutParameters(slashed)
+	all := make([]string, 0, 5)
+	for _, v := range []string{text, path.Clean(text), path.Clean(slashed), bare, path.Clean(bare)} {
+		all = append(all, v)
+	}
+	return all
+}
+
+// withoutParameters cuts each segment off at its first semicolon.
+func withoutParameters(p string) string {
+	if !strings.Contains(p, ";") {
+		return p
+	}
+	segments := strings.Split(p, "/")
+	for i, s := range segments {
+		segments[i], _, _ = strings.Cut(s, ";")
+	}
+	return strings.Join(segments, "/")
+}
+
+// below tells whether p is prefix, or below it by whole segments. A prefix that
+// ends in a slash holds only what is below it.
+func below(p, prefix string) bool {
+	if !strings.HasPrefix(p, prefix) {
+		return false
+	}
+	return len(p) == len(prefix) || strings.HasSuffix(prefix, "/") || p[len(prefix)] == '/'
+}

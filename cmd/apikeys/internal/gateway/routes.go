@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package gateway
+
+import (
+	"slices"
+	"strings"
+)
+
+// Route says what requests to a part of an API need.
+type Route struct {
+	// Name is what metrics and the access log call it.
+	Name string
+	// Host is a name in lower case, or *.domain for every name below a domain;
+	// empty for every host.
+	Host string
+	// Path is a prefix, by whole segments.
+	Path string
+	// Methods are in upper case; none means all.
+	Methods []string
+	// Scopes are all required.
+	Scopes []string
+	// Source is where use is counted, instead of the gateway's own.
+	Source string
+	// Public lets requests pass without looking for a key.
+	Public bool
+}
+
+// anyKey is the route of a table without routes: every valid key will do.
+var anyKey = &Route{Name: "-", Path: "/"}
+
+// table finds the route of a request.
+type table []*Route
+
+// find returns the first route that fits all readings of the path. It returns
+// nil and a reason where none does, or where two readings lead to two routes.
+func (t table) find(method, host, rawPath string) (*Route, Reason) {
+	first, more, ok := readings(rawPath)
+	if !ok {
+		return nil, ReasonPath
+	}
+	if len(t) == 0 {
+		return anyKey, ""
+	}
+	host = hostName(host)
+	found := t.match(method, host, first)
+	for _, p := range more {
+		if t.match(method, host, p) != found {
+			return nil, ReasonPath
+		}
+	}
+	if found == nil {
+		return nil, ReasonNoRoute
+	}
+	return found, ""
+}
+
+func (t table) match(method, host, p string) *Route {
+	for _, r := range t {
+		if below(p, r.Path) && r.serves(host) && (len(r.Methods) == 0 || slices.Contains(r.Methods, method)) {
+			return r
+		}
+	}
+	return nil
+}
+
+func (r *Route) serves(host string) bool {
+	if r.Host == "" || r.Host == host {
+		return true
+	}
+	domain, wild := strings.CutPrefix(r.Host, "*")
+	return wild && strings.HasSuffix(host, domain) && len(host) > len(domain)
+}
+
+// hostName takes the port and a final dot off a host, and brings it into lower
+// case.
+func hostName(host string) string {
+	if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.HasSuffix(host, "]") {
+		host = host[:i]
+	}
+	return strings.ToLower(strings.TrimSuffix(host, "."))
+}
