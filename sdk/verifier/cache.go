@@ -10,25 +10,45 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
-// cache holds the entries of keys, at most so many.
+// cache holds the entries of keys, at most so many. What goes when it is full
+// is decided by otter; hits are found by the index in front of it, and told to
+// otter only once in touchEvery per key.
 type cache struct {
 	bounded *otter.Cache[keyID, *entry]
+	index   *index
 }
 
+// touchEvery is in ticks, which are about a second.
+const touchEvery = 60
+
 func newCache(size int) *cache {
-	return &cache{bounded: otter.Must(&otter.Options[keyID, *entry]{MaximumSize: size, Executor: inline})}
+	c := &cache{index: newIndex(size)}
+	c.bounded = otter.Must(&otter.Options[keyID, *entry]{
+		MaximumSize: size,
+		Executor:    inline,
+		OnAtomicDeletion: func(gone otter.DeletionEvent[keyID, *entry]) {
+			c.index.remove(gone.Value)
+		},
+	})
+	return c
 }
 
 // inline runs what a cache has to do where it falls due, so that no goroutine
 // outlives the verifier.
 func inline(f func()) { f() }
 
+// get returns an entry. It takes no lock.
 func (c *cache) get(id *keyID) *entry {
-	e, _ := c.bounded.GetIfPresent(*id)
+	return c.index.get(id)
+}
+
+// find is get, for those who do not hurry.
+func (c *cache) find(id keyID) *entry {
+	e, _ := c.bounded.GetIfPresent(id)
 	return e
 }
 
-// peek is get without counting as a use.
+// peek is find without counting as a use.
 func (c *cache) peek(id keyID) *entry {
 	if e, ok := c.bounded.GetEntryQuietly(id); ok {
 		return e.Value
@@ -36,7 +56,17 @@ func (c *cache) peek(id keyID) *entry {
 	return nil
 }
 
-func (c *cache) put(e *entry) { c.bounded.Set(e.id, e) }
+// touch tells that an entry was used lately.
+func (c *cache) touch(e *entry, now tick) {
+	if tick(e.touched.Swap(uint32(now))) != now {
+		c.bounded.GetIfPresent(e.id)
+	}
+}
+
+func (c *cache) put(e *entry) {
+	c.index.put(e)
+	c.bounded.Set(e.id, e)
+}
 
 func (c *cache) remove(id keyID) { c.bounded.Invalidate(id) }
 
@@ -61,7 +91,7 @@ func (a *aliases) remove(d token.Digest)            { a.bounded.Invalidate(d) }
 // negative is what is known of a digest that belongs to no key.
 type negative struct {
 	id         keyID // in the token, zero for none
-	generation uint64
+	generation uint32
 	seq        uint64
 	until      mono
 }

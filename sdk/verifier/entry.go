@@ -48,42 +48,48 @@ func (w *words) equal(o *words) bool {
 // entry is what the cache keeps of a key: its record, and what decides about
 // the versions that may be accepted, ready to use. Nothing in it changes, but
 // that it may become stale, and the counts.
+//
+// It takes three cache lines, which processors fetch at once; the first holds
+// what decides about the key's current version.
 type entry struct {
 	id keyID
 	// stale is set once the feed names the key.
 	stale atomic.Bool
 	first version
-	more  []version
+	more  *[]version
 
 	record *record.Record
 	role   *roleMark
-	// ranges are the addresses that key and role are bound to.
-	ranges [2][]netip.Prefix
+	// ranges are the addresses that key and role are bound to; nil if none.
+	ranges *[2][]netip.Prefix
 	// generation and seq are the place in the feed that the record is as new
 	// as; fetched is when it was asked for.
-	generation uint64
+	generation uint32
+	touched    atomic.Uint32 // when the cache was told of a use, in ticks
 	seq        uint64
-	fetched    mono
-	due        mono // when to fetch it again
 }
 
 // version is one that may be accepted.
 type version struct {
 	digest words
 	// until is when it must be looked at more closely, in Unix nanoseconds.
-	until   int64
-	counter counter
-	version *record.Version
+	until int64
+	counter
+	fetched tick // when the record was asked for; it lies here where there is room
+	state   record.State
 	scopes  []string
 }
 
 // roleMark holds the seq of the last change of a role's limits in the present
-// epoch. All entries of its keys share it.
-type roleMark struct{ changed atomic.Uint64 }
+// epoch. All entries of its keys share it, and its name.
+type roleMark struct {
+	changed atomic.Uint64
+	name    string
+}
 
 // usable tells whether the entry is as new as what the feed has told.
 func (e *entry) usable(f *feedState) bool {
-	return e.generation == f.generation && e.fetched >= f.oldest && !e.stale.Load() && e.role.changed.Load() <= e.seq
+	return e.generation == f.generation && e.first.fetched >= f.oldest && !e.stale.Load() && e.role.changed.Load() <= e.seq
 }
 
 // find returns the version with this digest. It compares all of them.
@@ -92,9 +98,11 @@ func (e *entry) find(w *words) *version {
 	if e.first.digest.equal(w) {
 		found = &e.first
 	}
-	for i := range e.more {
-		if e.more[i].digest.equal(w) {
-			found = &e.more[i]
+	if e.more != nil {
+		for i := range *e.more {
+			if v := &(*e.more)[i]; v.digest.equal(w) {
+				found = v
+			}
 		}
 	}
 	return found
@@ -102,6 +110,9 @@ func (e *entry) find(w *words) *version {
 
 // allowed tells whether the address may present the key.
 func (e *entry) allowed(ip netip.Addr) bool {
+	if e.ranges == nil {
+		return true
+	}
 	for _, ranges := range e.ranges {
 		if ranges == nil {
 			continue
@@ -167,45 +178,42 @@ func newEntry(r *record.Record, former *entry) *entry {
 		return nil
 	}
 	e := &entry{id: id, record: &kept}
-	for i, cidrs := range [...][]string{r.BoundCIDRs, r.RoleBoundCIDRs} {
-		for _, cidr := range cidrs {
-			if e.ranges[i] == nil {
-				e.ranges[i] = []netip.Prefix{}
-			}
-			if p, err := record.ParseRange(cidr); err == nil {
-				e.ranges[i] = append(e.ranges[i], p)
-			}
-		}
+	if len(r.BoundCIDRs)+len(r.RoleBoundCIDRs) > 0 {
+		e.ranges = new([2][]netip.Prefix)
+		e.ranges[0], e.ranges[1] = rangesOf(r.BoundCIDRs), rangesOf(r.RoleBoundCIDRs)
+	}
+	if n := len(kept.Versions); n > 1 {
+		more := make([]version, n-1)
+		e.more = &more
 	}
 	// The active version is mostly the last, and the one that is used.
 	for i := range kept.Versions {
 		v := &kept.Versions[len(kept.Versions)-1-i]
 		into := &e.first
 		if i > 0 {
-			if e.more == nil {
-				e.more = make([]version, len(kept.Versions)-1)
-			}
-			into = &e.more[i-1]
+			into = &(*e.more)[i-1]
 		}
-		*into = version{digest: wordsOf(&v.Digest), until: closerLook(&kept, v), version: v, scopes: kept.Scopes}
+		into.digest, into.until, into.scopes = wordsOf(&v.Digest), closerLook(&kept, v), kept.Scopes
 		if v.Scopes != nil {
 			into.scopes = *v.Scopes
 		}
-	}
-	for _, v := range e.all() {
-		v.counter.of = v
-		v.counter.key = id
+		into.in, into.of, into.state = e, v, v.State
 	}
 	return e
 }
 
-// all iterates over the versions in place.
-func (e *entry) all() []*version {
-	all := []*version{&e.first}
-	for i := range e.more {
-		all = append(all, &e.more[i])
+// rangesOf parses a list of addresses; what cannot be parsed allows nothing.
+func rangesOf(cidrs []string) []netip.Prefix {
+	if len(cidrs) == 0 {
+		return nil
 	}
-	return all
+	ranges := make([]netip.Prefix, 0, len(cidrs))
+	for _, cidr := range cidrs {
+		if p, err := record.ParseRange(cidr); err == nil {
+			ranges = append(ranges, p)
+		}
+	}
+	return ranges
 }
 
 // closerLook is until when time changes nothing about v.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
@@ -34,7 +35,7 @@ type feedState struct {
 	vaultClock
 	// generation counts the resets: records of an earlier one are revalidated
 	// before they are used. It is 0 before the first good answer.
-	generation uint64
+	generation uint32
 	epoch      string
 	seq        uint64
 	// good is until when cached keys are accepted.
@@ -42,7 +43,16 @@ type feedState struct {
 	// oldest is how old a record may be that is used. The clock that it is
 	// held against stands while the feed is lost, when records cannot be
 	// fetched anyway: MaxStale bounds that.
-	oldest mono
+	oldest tick
+}
+
+// oldestAt is the tick in which a record must have been asked for to be used.
+// Ticks are coarse: it is one too many rather than one too few.
+func oldestAt(now mono) tick {
+	if now < mono(recordLife) {
+		return 0
+	}
+	return (now - mono(recordLife)).tick() + 1
 }
 
 // changes remembers which ids the feed has named lately, for records that were
@@ -159,10 +169,10 @@ func (v *Verifier) apply(f *feedState, a *SyncAnswer, sent, received mono) {
 		vaultClock: vaultClock{read: a.Now.UnixNano(), sent: sent, received: received},
 		generation: f.generation, epoch: a.Epoch, seq: a.Seq,
 		good:   sent + mono(v.config.MaxStale),
-		oldest: sent - mono(recordLife),
+		oldest: oldestAt(sent),
 	}
 	reset := a.Reset || len(a.Changed) > maxChanged
-	var again []*entry
+	var again []keyID
 	v.records.Lock()
 	if reset {
 		next.generation++
@@ -182,7 +192,7 @@ func (v *Verifier) apply(f *feedState, a *SyncAnswer, sent, received mono) {
 			v.changes.add(id, a.Seq)
 			if e := v.cache.peek(id); e != nil && (e.generation != next.generation || e.seq < a.Seq) {
 				e.stale.Store(true)
-				again = append(again, e)
+				again = append(again, id)
 			}
 		}
 	}
@@ -191,8 +201,11 @@ func (v *Verifier) apply(f *feedState, a *SyncAnswer, sent, received mono) {
 	if reset {
 		v.stats.resets.Add(1)
 	}
-	for _, e := range again {
-		v.known.refetch(e.id)
+	if f.generation == 0 {
+		close(v.synced)
+	}
+	if len(again) > 0 {
+		v.known.refetch(again)
 	}
 }
 
@@ -200,7 +213,7 @@ func (v *Verifier) apply(f *feedState, a *SyncAnswer, sent, received mono) {
 func (v *Verifier) role(name string) *roleMark {
 	mark := v.roles[name]
 	if mark == nil {
-		mark = new(roleMark)
+		mark = &roleMark{name: strings.Clone(name)}
 		v.roles[name] = mark
 	}
 	return mark

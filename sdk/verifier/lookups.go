@@ -28,7 +28,6 @@ var (
 	errNoAnswer = fmt.Errorf("%w: the engine does not answer", ErrUnavailable)
 	errNotTold  = fmt.Errorf("%w: the engine could not look the key up", ErrUnavailable)
 	errClosed   = fmt.Errorf("%w: the verifier is closed", ErrUnavailable)
-	errAtEnd    = fmt.Errorf("%w: the key is at a deadline, to within the time that an answer takes", ErrUnavailable)
 )
 
 // subject is what a flight asks for: an id, or the digest of what may be an
@@ -50,8 +49,9 @@ type flight struct {
 	record  *record.Record // where it is found
 	clock   vaultClock
 	// generation and seq are the place in the feed of the answer.
-	generation, seq uint64
-	err             error
+	generation uint32
+	seq        uint64
+	err        error
 }
 
 // outcome is what became of a subject.
@@ -136,22 +136,25 @@ func (l *lane) join(s subject) (*flight, error) {
 	return f, nil
 }
 
-// refetch fetches a record that nobody waits for. Where there are too many of
-// those the next use fetches it.
-func (l *lane) refetch(id keyID) bool {
+// refetch fetches records that nobody waits for. Where there are too many of
+// those the next use of a key fetches it.
+func (l *lane) refetch(ids []keyID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s := subject{id: id}
-	if l.stopping || len(l.flights) >= l.queue {
-		return false
+	for _, id := range ids {
+		s := subject{id: id}
+		if l.stopping || len(l.flights) >= l.queue {
+			break
+		}
+		if l.flights[s] == nil {
+			f := &flight{subject: s, done: make(chan struct{})}
+			l.flights[s] = f
+			l.quiet = append(l.quiet, f)
+		}
 	}
-	if l.flights[s] == nil {
-		f := &flight{subject: s, done: make(chan struct{})}
-		l.flights[s] = f
-		l.quiet = append(l.quiet, f)
+	for range (len(l.quiet) + batchItems - 1) / batchItems {
 		l.start()
 	}
-	return true
 }
 
 // start has another sender run, where there is need of one. The caller locks.
@@ -253,7 +256,7 @@ func requestFor(batch []*flight) LookupRequest {
 
 // answered is the answer to a lookup, by what was asked.
 type answered struct {
-	generation uint64
+	generation uint32
 	records    map[keyID]*record.Record
 	byDigest   map[token.Digest]*record.Record // imported versions
 	missing    map[string]struct{}
@@ -314,7 +317,7 @@ func (v *Verifier) takeIn(a *LookupAnswer, sent mono) (*answered, error) {
 	}
 	for m := range told.missing {
 		if id, ok := parseID(m); ok {
-			v.drop(id, a, sent)
+			v.drop(id, a)
 		}
 	}
 	v.records.Unlock()
@@ -326,10 +329,10 @@ func (v *Verifier) takeIn(a *LookupAnswer, sent mono) (*answered, error) {
 
 // keep caches a record, unless one is cached that is newer. The caller holds
 // v.records.
-func (v *Verifier) keep(f *feedState, id keyID, r *record.Record, generation, seq uint64, sent mono) {
+func (v *Verifier) keep(f *feedState, id keyID, r *record.Record, generation uint32, seq uint64, sent mono) {
 	former := v.cache.peek(id)
 	if former != nil && former.generation == generation && former.generation == f.generation &&
-		(former.seq > seq || former.seq == seq && former.fetched > sent) {
+		(former.seq > seq || former.seq == seq && former.first.fetched > sent.tick()) {
 		return
 	}
 	if former != nil && former.generation == f.generation && generation != f.generation {
@@ -342,9 +345,10 @@ func (v *Verifier) keep(f *feedState, id keyID, r *record.Record, generation, se
 		}
 		return
 	}
-	e.generation, e.seq, e.fetched = generation, seq, sent
-	e.due = sent + v.revalidateAfter(id)
+	e.generation, e.seq, e.first.fetched = generation, seq, sent.tick()
+	e.touched.Store(uint32(sent.tick()))
 	e.role = v.role(r.Role)
+	e.record.Role = e.role.name
 	e.stale.Store(v.changes.changedAfter(id, seq))
 	v.cache.put(e)
 	if r.Imported {
@@ -358,8 +362,8 @@ func (v *Verifier) keep(f *feedState, id keyID, r *record.Record, generation, se
 
 // drop forgets a key that is no more, unless what is cached is newer. The
 // caller holds v.records.
-func (v *Verifier) drop(id keyID, a *LookupAnswer, sent mono) {
-	if e := v.cache.peek(id); e != nil && (e.seq <= a.Seq || e.fetched <= sent) {
+func (v *Verifier) drop(id keyID, a *LookupAnswer) {
+	if e := v.cache.peek(id); e != nil && (e.seq <= a.Seq || e.generation != v.feed.Load().generation) {
 		v.cache.remove(id)
 	}
 }

@@ -8,10 +8,13 @@ import (
 	"encoding/hex"
 	"maps"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
 
 const (
@@ -24,7 +27,7 @@ const (
 	// maxSources bounds the sources that one version is counted under; further
 	// ones count under the Source of the Config.
 	maxSources = 32
-	// contention is after how many collisions a count is spread.
+	// contention is after about how many collisions a count is spread.
 	contention = 16
 	// maxSpread bounds the counts that are: each takes a cache line per core.
 	maxSpread = 1024
@@ -43,22 +46,26 @@ type use struct {
 	last           mono
 }
 
-// counter counts the uses of one version at one source without a lock. It lies
-// in the entry of its key; entries that are evicted live on until their counts
-// are drained.
+// counter counts the uses of one version without a lock. It lies in the entry
+// of its key; entries that are evicted live on until their counts are drained.
 type counter struct {
 	n      atomic.Uint64
 	spread atomic.Pointer[spread]
-	// second is when it was last used.
-	second atomic.Int64
+	// last is the tick of the last use.
+	last atomic.Uint32
 	// listed tells that it is in the list of what is to be drained.
-	listed     atomic.Bool
-	collisions atomic.Uint32
-	others     atomic.Pointer[[]*counter] // other sources
-	next       *counter
-	of         *version
-	key        keyID
-	source     string
+	listed  atomic.Bool
+	next    *counter
+	in      *entry
+	of      *record.Version
+	sources atomic.Pointer[sources]
+}
+
+// sources are the counters of the sources that Checks named, or, for one of
+// them, its name.
+type sources struct {
+	name   string
+	others []*counter
 }
 
 // spread is a count that several cores add to at once.
@@ -106,7 +113,6 @@ type usage struct {
 	v *Verifier
 	// lists are the counters that were used since the last drain.
 	lists  [64]usedList
-	length atomic.Int64
 	spread atomic.Int32
 	full   chan struct{}
 
@@ -125,8 +131,9 @@ type usage struct {
 }
 
 type usedList struct {
-	head atomic.Pointer[counter]
-	_    [cacheLine - 8]byte
+	head   atomic.Pointer[counter]
+	length atomic.Int64
+	_      [cacheLine - 16]byte
 }
 
 func newUsage(v *Verifier) *usage {
@@ -156,10 +163,12 @@ func (u *usage) used(v *version, source string, now mono) {
 		s.add()
 	} else if n := c.n.Load(); !c.n.CompareAndSwap(n, n+1) {
 		c.n.Add(1)
-		u.collided(c)
+		if n%contention == 0 {
+			u.spreadOut(c)
+		}
 	}
-	if second := int64(now >> 30); c.second.Load() != second {
-		c.second.Store(second)
+	if t := now.tick(); tick(c.last.Load()) != t {
+		c.last.Store(uint32(t))
 	}
 	if !c.listed.Load() {
 		u.list(c)
@@ -169,36 +178,35 @@ func (u *usage) used(v *version, source string, now mono) {
 // at returns the counter of a source.
 func (c *counter) at(source string) *counter {
 	for {
-		others := c.others.Load()
-		if others != nil {
-			for _, other := range *others {
-				if other.source == source {
-					return other
-				}
-			}
-			if len(*others) >= maxSources {
-				return c
+		known := c.sources.Load()
+		var others []*counter
+		if known != nil {
+			others = known.others
+		}
+		for _, other := range others {
+			if other.sources.Load().name == source {
+				return other
 			}
 		}
-		added := &counter{of: c.of, key: c.key, source: strings.Clone(source)}
-		list := []*counter{added}
-		if others != nil {
-			list = append(list, *others...)
+		if len(others) >= maxSources {
+			return c
 		}
-		if c.others.CompareAndSwap(others, &list) {
+		added := &counter{in: c.in, of: c.of}
+		added.sources.Store(&sources{name: strings.Clone(source)})
+		if c.sources.CompareAndSwap(known, &sources{others: append(slices.Clone(others), added)}) {
 			return added
 		}
 	}
 }
 
-// collided notes that two cores counted at once.
-func (u *usage) collided(c *counter) {
-	if c.collisions.Add(1) < contention || u.spread.Load() >= maxSpread {
+// spreadOut gives a count that several cores add to a cache line for each.
+func (u *usage) spreadOut(c *counter) {
+	if u.spread.Load() >= maxSpread {
 		return
 	}
-	if c.spread.CompareAndSwap(nil, newSpread()) {
+	if s := newSpread(); c.spread.CompareAndSwap(nil, s) {
 		u.spread.Add(1)
-		runtime.AddCleanup(c.of, func(n *atomic.Int32) { n.Add(-1) }, &u.spread)
+		runtime.AddCleanup(s, func(n *atomic.Int32) { n.Add(-1) }, &u.spread)
 	}
 }
 
@@ -207,7 +215,7 @@ func (u *usage) list(c *counter) {
 	if c.listed.Swap(true) {
 		return
 	}
-	list := &u.lists[c.key[len(c.key)-1]%64]
+	list := &u.lists[c.in.id[0]%byte(len(u.lists))]
 	for {
 		head := list.head.Load()
 		c.next = head
@@ -215,7 +223,7 @@ func (u *usage) list(c *counter) {
 			break
 		}
 	}
-	if u.length.Add(1) > int64(u.v.config.MaxUnreported) {
+	if list.length.Add(1) > int64(u.v.config.MaxUnreported/len(u.lists)) {
 		select {
 		case u.full <- struct{}{}:
 		default:
@@ -265,18 +273,17 @@ func (u *usage) collect() {
 		for c != nil {
 			next := c.next
 			c.next = nil
-			u.length.Add(-1)
+			u.lists[i].length.Add(-1)
 			// Whoever counts from here on lists it again.
 			c.listed.Store(false)
-			c.collisions.Store(0)
-			second := c.second.Load()
+			last := tick(c.last.Load())
 			if n := c.drain(); n > 0 {
-				k := useKey{key: c.key.String(), version: c.of.version.Number, source: c.source}
-				if k.source == "" {
-					k.source = u.v.config.Source
+				k := useKey{key: c.in.record.KeyID, version: c.of.Number, source: u.v.config.Source}
+				if s := c.sources.Load(); s != nil && s.name != "" {
+					k.source = s.name
 				}
 				u.counted += n
-				u.put(k, use{count: n, last: mono(second+1) << 30})
+				u.put(k, use{count: n, last: (last + 1).start()})
 			}
 			c = next
 		}

@@ -43,6 +43,7 @@ type Verifier struct {
 	// distrust tells follow to ask for a reset; it alone uses it.
 	distrust    bool
 	kick        chan struct{}
+	synced      chan struct{} // closed by the first good answer
 	skew        atomic.Int64
 	lookupsFail atomic.Bool
 	status      struct {
@@ -71,7 +72,7 @@ func New(c Config) (*Verifier, error) {
 		config: c, engine: c.Engine, log: c.Logger, start: time.Now(), wall: time.Now,
 		cache: newCache(c.CacheSize), aliases: newAliases(c.CacheSize), negatives: newNegatives(maxNegatives),
 		changes: changes{maximum: maxChanged}, roles: map[string]*roleMark{},
-		kick: make(chan struct{}, 1), ran: make(chan struct{}),
+		kick: make(chan struct{}, 1), ran: make(chan struct{}), synced: make(chan struct{}),
 	}
 	v.changes.reset(0, 0)
 	v.feed.Store(&feedState{good: -1})
@@ -158,6 +159,9 @@ func (v *Verifier) Run(ctx context.Context) error {
 	group.Go(func() error { v.follow(running); return nil })
 	group.Go(func() error { v.usage.run(running); return nil })
 	group.Go(func() error { v.revalidate(running); return nil })
+	if v.config.FirstFill {
+		group.Go(func() error { v.fill(running); return nil })
+	}
 	_ = group.Wait() // they end with ctx, and have no errors
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.config.RequestTimeout)
 	defer cancel()
@@ -220,9 +224,11 @@ const revalidateEvery = 5 * time.Second
 
 func (v *Verifier) revalidateDue() {
 	f, now := v.feed.Load(), v.now()
+	var due []keyID
 	for e := range v.cache.all() {
-		if e.generation == f.generation && e.due <= now && !v.known.refetch(e.id) {
-			return
+		if e.generation == f.generation && e.first.fetched.start()+v.revalidateAfter(e.id) <= now {
+			due = append(due, e.id)
 		}
 	}
+	v.known.refetch(due)
 }

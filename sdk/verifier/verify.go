@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
@@ -21,9 +22,9 @@ const (
 	negativeLife = 5 * time.Second
 	// retryAfter is when to ask again after a failure.
 	retryAfter = time.Second
-	// attempts bounds how often one request asks: again only at a deadline,
-	// and where an answer left out what was asked.
-	attempts = 4
+	// attempts bounds how often one request asks: again where an answer left
+	// out what was asked.
+	attempts = 3
 )
 
 // Verify judges a request that presents apiKey. Its error is nil unless the
@@ -43,9 +44,12 @@ func (v *Verifier) Verify(ctx context.Context, apiKey string, check Check) (Resu
 			if found := e.find(&w); found != nil && f.latest(now) < found.until &&
 				e.allowed(check.SourceIP) && record.CoversAll(found.scopes, check.Scopes) {
 				v.usage.used(found, check.Source, now)
+				if t := now.tick(); t-tick(e.touched.Load()) >= touchEvery {
+					v.cache.touch(e, t)
+				}
 				return Result{
-					Verdict: Accepted, Code: record.CodeValid, State: found.version.State,
-					Scopes: found.scopes, Key: e.record, Version: found.version,
+					Verdict: Accepted, Code: record.CodeValid, State: found.state,
+					Scopes: found.scopes, Key: e.record, Version: found.of,
 				}, nil
 			}
 		}
@@ -89,7 +93,7 @@ func (v *Verifier) verifySlowly(ctx context.Context, apiKey string, check Check,
 	if !imported {
 		id = p.id
 	}
-	cached := v.cache.get(&id)
+	cached := v.cache.find(id)
 	if cached != nil {
 		if result, ok := v.fromCache(cached, &p, arrived); ok {
 			return result, nil
@@ -104,7 +108,7 @@ func (v *Verifier) verifySlowly(ctx context.Context, apiKey string, check Check,
 		if err == nil {
 			return result, nil
 		}
-		if reason = err; !errors.Is(err, errNotTold) && !errors.Is(err, errAtEnd) {
+		if reason = err; !errors.Is(err, errNotTold) {
 			break
 		}
 	}
@@ -122,14 +126,14 @@ func (v *Verifier) fromCache(e *entry, p *presented, now mono) (Result, bool) {
 	if found == nil {
 		return Result{}, false
 	}
-	verdict := e.record.Judge(vaultTime(f.latest(now)), found.version, p.query)
+	verdict := e.record.Judge(vaultTime(f.latest(now)), found.of, p.query)
 	if verdict.Code != record.CodeValid {
 		return Result{}, false
 	}
 	v.usage.used(found, p.source, now)
 	return Result{
 		Verdict: Accepted, Code: record.CodeValid, State: verdict.State,
-		Scopes: verdict.Scopes, Key: e.record, Version: found.version,
+		Scopes: verdict.Scopes, Key: e.record, Version: found.of,
 	}, true
 }
 
@@ -197,14 +201,38 @@ func (v *Verifier) judge(ctx context.Context, f *flight, version *record.Version
 	}
 	early := f.record.Judge(vaultTime(f.clock.earliest(now)), version, p.query)
 	if early.Code == record.CodeValid {
-		v.pause(ctx, f.clock.uncertainty(now))
-		return Result{}, errAtEnd
+		// Its end lies between the bounds of Vault's time: when the lower one has
+		// reached it, it has come. That takes no longer than the answer did.
+		v.pause(ctx, wait(version, f.clock.earliest(now)))
+		if ctx.Err() != nil {
+			return Result{}, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+		}
+		early = f.record.Judge(vaultTime(f.clock.earliest(v.now())), version, p.query)
+		if early.Code == record.CodeValid {
+			return Result{}, errNotTold
+		}
 	}
 	v.stats.code(early.Code)
 	v.usage.add(useKey{key: f.record.KeyID, version: version.Number, source: p.source}, now, 0, 1)
 	return Result{
 		Verdict: Refused, Code: early.Code, State: early.State, Scopes: early.Scopes, Key: f.record, Version: version,
 	}, nil
+}
+
+// wait is how long it is from now, in Unix nanoseconds, to the next moment at
+// which time changes something about the version, and a little more.
+func wait(version *record.Version, now int64) time.Duration {
+	next := time.Duration(0)
+	ends := []time.Time{version.OverlapEnds}
+	if end, timed := version.TimedEnd(); timed {
+		ends = append(ends, end)
+	}
+	for _, end := range ends {
+		if d := end.Sub(vaultTime(now)); d > 0 && (next == 0 || d < next) {
+			next = d
+		}
+	}
+	return next + next>>(driftShift-1) + time.Microsecond
 }
 
 // isNegative tells whether the digest is known to belong to no key.
@@ -238,7 +266,7 @@ func (v *Verifier) unavailable(reason error) (Result, error) {
 
 // pause waits, for so long or until ctx ends.
 func (v *Verifier) pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(min(d, 50*time.Millisecond))
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
