@@ -48,9 +48,4 @@ func (c *vaultClock) earliest(m mono) int64 {
 	return c.read + elapsed - elapsed>>driftShift
 }
 
-// uncertainty is how far the bounds are apart at m.
-func (c *vaultClock) uncertainty(m mono) time.Duration {
-	return time.Duration(c.latest(m) - c.earliest(m))
-}
-
 func vaultTime(ns int64) time.Time { return time.Unix(0, ns).UTC() }

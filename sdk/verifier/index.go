@@ -44,7 +44,7 @@ type bucket struct {
 
 func newIndex(size int) *index {
 	n := uint64(1)
-	for n*perBucket < uint64(max(size, 1)) { //nolint:gosec // it is positive
+	for n*perBucket < uint64(max(size, 1)) {
 		n *= 2
 	}
 	return &index{seed: [2]uint64{rand.Uint64(), rand.Uint64()}, mask: n - 1, buckets: make([]bucket, n)} //nolint:gosec // nobody but the engine chooses what is cached
@@ -93,7 +93,7 @@ func (x *index) put(e *entry) {
 		b := &x.buckets[(home+i)&x.mask]
 		tags := b.tags.Load()
 		for j := range bucketSlots {
-			if byte(tags>>(8*j)) == 0 {
+			if tags>>(8*j)&0xff == 0 {
 				b.slots[j].Store(e)
 				b.tags.Store(tags | tag<<(8*j))
 				return
@@ -120,7 +120,7 @@ func (x *index) find(home, tag uint64, want func(*entry) bool) (slot *atomic.Poi
 		b := &x.buckets[(home+i)&x.mask]
 		tags := b.tags.Load()
 		for j := range bucketSlots {
-			if uint64(byte(tags>>(8*j))) == tag {
+			if tags>>(8*j)&0xff == tag {
 				if e := b.slots[j].Load(); e != nil && want(e) {
 					return &b.slots[j], b, j
 				}
