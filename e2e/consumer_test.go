@@ -19,6 +19,7 @@ import (
 
 	"github.com/hashicorp/vault/api"
 
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/e2e/harness"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/consumer"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/vaultclient"
 )
@@ -133,7 +134,7 @@ func (l *load) request(text string) {
 func (l *load) passes(requests int64) {
 	l.t.Helper()
 	goal := l.sent.Load() + requests
-	eventually(l.t, 2*time.Minute, func() error {
+	harness.Eventually(l.t, 2*time.Minute, 2*time.Millisecond, func() error {
 		if now := l.sent.Load(); now < goal {
 			return fmt.Errorf("%d requests are still to come", goal-now)
 		}

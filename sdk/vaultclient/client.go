@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -159,7 +160,11 @@ func (c *Client) Write(ctx context.Context, path string, body, out any) error {
 		}
 	}
 	return c.do(ctx, "write", path, out, func(ctx context.Context, full string) (*api.Response, error) {
-		return c.vault.Logical().WriteRawWithContext(ctx, full, encoded)
+		// Logical().WriteRawWithContext ends the context that the body is read
+		// with when it returns: a body that has not arrived by then is lost.
+		r := c.vault.NewRequest(http.MethodPut, "/v1/"+full)
+		r.BodyBytes = encoded
+		return c.vault.RawRequestWithContext(ctx, r) //nolint:staticcheck // see above; Vault's own ReadRaw uses it
 	})
 }
 
@@ -227,12 +232,23 @@ func (c *Client) once(ctx context.Context, op, full string, out any, send func(c
 		return nil
 	case ctx.Err() != nil:
 		return &unavailableError{op: op, path: full, err: ctx.Err()}
-	case errors.Is(err, errTooLarge):
-		return &unavailableError{op: op, path: full, err: errTooLarge}
 	default:
-		// The error of encoding/json may show the value.
-		return &unavailableError{op: op, path: full, err: errNotJSON}
+		return &unavailableError{op: op, path: full, err: unread(err)}
 	}
+}
+
+// unread is why a body could not be decoded. An error of reading it is told, but
+// one of encoding/json may show the value.
+func unread(err error) error {
+	for _, known := range []error{errTooLarge, io.ErrUnexpectedEOF, context.Canceled, context.DeadlineExceeded} {
+		if errors.Is(err, known) {
+			return known
+		}
+	}
+	if network := net.Error(nil); errors.As(err, &network) {
+		return network
+	}
+	return errNotJSON
 }
 
 // checkPath refuses paths that Vault's client would clean into others.

@@ -4,9 +4,12 @@ package vaultclient_test
 
 import (
 	"context"
+	"encoding/pem"
 	"errors"
 	"io"
+	"log"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -279,11 +282,12 @@ func TestAnswersAreBoundedAndTheirTextIsNotRepeated(t *testing.T) {
 	t.Setenv("VAULT_TOKEN", "")
 	const secret = "s3cr3t-in-the-answer"
 	endless := func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, `{"data":{"colour":"`)
+		w.WriteHeader(http.StatusBadRequest) // such bodies are read whole
+		_, _ = io.WriteString(w, `{"errors":["`)
 		for range 17 << 4 {
 			_, _ = io.WriteString(w, strings.Repeat("a", 1<<16))
 		}
-		_, _ = io.WriteString(w, `"}}`)
+		_, _ = io.WriteString(w, `"]}`)
 	}
 	status := func(code int, body string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
@@ -388,6 +392,75 @@ func TestRequestsAreWhatVaultExpects(t *testing.T) {
 			t.Errorf("path %q: %v", path, err)
 		}
 	}
+}
+
+// Over a connection, where the body of an answer arrives after its header.
+func TestLongAnswersArriveWhole(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("crimson ", 100_000)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"data":{"colour":"`)
+		_ = http.NewResponseController(w).Flush()
+		_, _ = io.WriteString(w, long+`"}}`)
+	}))
+	t.Cleanup(server.Close)
+	c, err := vaultclient.New(vaultclient.Config{Address: server.URL, Auth: vaultclient.Anonymous{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, ask := range map[string]func(out any) error{
+		"read":  func(out any) error { return c.Read(t.Context(), "x", nil, out) },
+		"write": func(out any) error { return c.Write(t.Context(), "x", nil, out) },
+	} {
+		var out colour
+		if err := ask(&out); err != nil || out.Colour != long {
+			t.Errorf("%s: %d bytes, %v", name, len(out.Colour), err)
+		}
+	}
+}
+
+func TestTLSByVaultsEnvironment(t *testing.T) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"data":{"colour":"crimson"}}`)
+	}))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // it says that clients do not trust it
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	write(t, ca, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})))
+	t.Setenv("VAULT_ADDR", server.URL)
+	ask := func() error {
+		c, err := vaultclient.New(vaultclient.Config{Auth: vaultclient.Anonymous{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return read(t, c)
+	}
+	if err := ask(); !vaultclient.IsUnavailable(err) || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("without a CA: %v", err)
+	}
+	t.Run("skip", func(t *testing.T) {
+		t.Setenv("VAULT_SKIP_VERIFY", "true")
+		if err := ask(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("CA", func(t *testing.T) {
+		t.Setenv("VAULT_CACERT", ca)
+		if err := ask(); err != nil {
+			t.Error(err)
+		}
+		t.Setenv("VAULT_TLS_SERVER_NAME", "vault.invalid")
+		if err := ask(); err == nil {
+			t.Error("the name of the server is not checked")
+		}
+	})
+	t.Run("a CA that is not there", func(t *testing.T) {
+		t.Setenv("VAULT_CACERT", ca+".none")
+		if _, err := vaultclient.New(vaultclient.Config{Auth: vaultclient.Anonymous{}}); err == nil {
+			t.Error("it is left out")
+		}
+	})
 }
 
 func TestAHangingVaultIsUnavailableWhenTheTimeoutIsOver(t *testing.T) {
