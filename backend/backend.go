@@ -23,6 +23,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/vault/sdk/framework"
@@ -332,7 +333,7 @@ func (b *Backend) startWatching(e *engine) {
 	}
 	e.watch = w
 	e.keeper.Outbox = w
-	e.keeper.Book.OnHour = w.fullHour
+	e.keeper.Book.OnHour, e.keeper.Book.OnUse = w.fullHour, w.usedFrom
 }
 
 // refileLost files again the keys that requests came across.
@@ -384,9 +385,14 @@ func (b *Backend) periodic(ctx context.Context, req *logical.Request) (err error
 	return nil
 }
 
-// clean stops the workers. It returns within a second or so, because Vault
-// holds a lock that all mounts share.
+// cleanTime bounds clean, which Vault calls under a lock that all mounts share.
+const cleanTime = time.Second
+
+// clean stops the workers, and stores what was counted since the last flush,
+// for as long as is left of cleanTime. On a node that steps down the writes
+// fail, and the counts are lost as in a crash.
 func (b *Backend) clean(context.Context) {
+	over := clock.System().After(cleanTime)
 	b.mu.Lock()
 	e := b.open
 	b.closed = true
@@ -400,6 +406,20 @@ func (b *Backend) clean(context.Context) {
 	}
 	both.Go(e.watch.hooks.Stop)
 	both.Wait()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	flushed := make(chan struct{})
+	go func() {
+		defer close(flushed)
+		defer func() { b.recovered(recover(), "the last flush", "") }()
+		if err := e.watch.flushLast(ctx); err != nil {
+			b.Logger().Debug("what was counted since the last flush could not be stored", "error", err)
+		}
+	}()
+	select {
+	case <-flushed:
+	case <-over:
+	}
 }
 
 func (b *Backend) invalidate(_ context.Context, key string) {

@@ -152,7 +152,7 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 	}
 	count := func() {
 		for _, e := range entries {
-			c.keeper.Usage.Add(e.lastUsed, e.key.ID, e.version, e.source, e.count, e.refused)
+			c.keeper.Usage.Add(e.lastUsed, e.key.ID, e.version.Number, e.source, usage.Uses{Accepted: e.count, Refused: e.refused, Stale: e.stale()})
 		}
 	}
 	if !c.keeper.Book.Reports.Accept(verifierName(c.caller(), verifier), boot, uint64(c.number("sequence")), through, now, count) { //nolint:gosec // it is at least 1
@@ -161,7 +161,10 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 	}
 	for _, e := range entries {
 		if e.count > 0 {
-			c.watch.usedFirst(e.key, e.version)
+			c.watch.usedFirst(e.key, e.version.Number)
+		}
+		if e.stale() > 0 {
+			c.watch.refusedStale(e.key, &e.version, now)
 		}
 	}
 	answer["counted"], answer["errors"] = len(entries), faults
@@ -170,10 +173,20 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 
 type usageEntry struct {
 	key            *keyring.Key
-	version        int
+	version        keyring.Version
 	source         string
 	count, refused uint64
 	lastUsed       time.Time
+}
+
+// stale are the refused uses, where the last use came after the end of the
+// version: which of them did is not reported.
+func (e *usageEntry) stale() uint64 {
+	end := e.version.EndedAt(e.lastUsed)
+	if e.version.StateAt(e.lastUsed) != keyring.StateRetired || end.IsZero() || e.lastUsed.Before(end) {
+		return 0
+	}
+	return e.refused
 }
 
 func (b *Backend) usageEntries(ctx context.Context, c *call, now time.Time) ([]usageEntry, []any, error) {
@@ -227,11 +240,12 @@ func (b *Backend) usageEntry(ctx context.Context, c *call, item any, now time.Ti
 	if k == nil || !k.Deleted.IsZero() {
 		return usageEntry{}, badInput("key_id: there is no such key")
 	}
-	if _, ok := k.Version(one.number(fieldVersion)); !ok {
+	version, ok := k.Version(one.number(fieldVersion))
+	if !ok {
 		return usageEntry{}, badInput("version: the key has no version %d", one.number(fieldVersion))
 	}
 	return usageEntry{
-		key: k, version: one.number(fieldVersion), source: usage.SourceName(c.caller(), source),
+		key: k, version: version, source: usage.SourceName(c.caller(), source),
 		count: uint64(count), refused: uint64(refused), lastUsed: lastUsed,
 	}, nil
 }

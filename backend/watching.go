@@ -12,8 +12,8 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/anomaly"
-	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/health"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/webhook"
@@ -34,9 +34,10 @@ const (
 type notice struct {
 	keyID   string
 	version int
-	// first tells that the version was used for the first time.
-	first   bool
-	finding *anomaly.Finding
+	// first tells that the version was used for the first time, and stale that
+	// it was refused after its end.
+	first, stale bool
+	finding      *anomaly.Finding
 }
 
 // watcher tells of what happens to keys: by webhooks, by Vault's events, and
@@ -49,7 +50,8 @@ type watcher struct {
 	// send offers an event to Vault's own bus.
 	send func(ctx context.Context, k *keyring.Key, e keyring.Event) error
 
-	// noting are the first uses that are on their way to the key's history.
+	// noting are the first uses, and the first refusals after an end, that are on
+	// their way to the key's history.
 	noting sync.Map
 	// reused are claims whose reuse was told.
 	reused *lru.Cache[string, struct{}]
@@ -176,10 +178,13 @@ func (w *watcher) tell(ctx context.Context) error {
 				return failed
 			}
 		case n := <-w.notices:
-			err := w.note(ctx, n)
-			if n.first {
-				w.noting.Delete(firstUse{n.keyID, n.version})
+			var err error
+			if n.stale {
+				err = w.engine.keeper.NoteStale(ctx, n.keyID, n.version)
+			} else {
+				err = w.note(ctx, n)
 			}
+			w.noting.Delete(onItsWay{n.keyID, n.version, n.stale})
 			if err != nil {
 				if n.finding != nil {
 					w.offer(n) // it may not happen again
@@ -219,10 +224,6 @@ func (w *watcher) note(ctx context.Context, n notice) error {
 			}
 			if n.finding != nil && n.finding.Kind == anomaly.EndedVersionUse {
 				k.Record(c, keyring.EventVersionStaleUse, v.Number, n.finding.Evidence)
-				if v.StateAt(c.Now) == keyring.StateRetired && v.SupersededBy > 0 && v.Health != string(health.Failed) && v.RestorableAt(c.Now) {
-					v.Health = string(health.Failed)
-					k.Record(c, keyring.EventRolloverFailed, v.Number, n.finding.Evidence)
-				}
 			}
 		}
 		return n.finding != nil
@@ -255,45 +256,61 @@ func (w *watcher) offer(n notice) bool {
 	}
 }
 
-// firstUse names a version that is used for the first time.
-type firstUse struct {
+// onItsWay names what is noted of a version once.
+type onItsWay struct {
 	keyID   string
 	version int
+	stale   bool
 }
 
-// usedFirst notes the first use of a version. What cannot be noted now is
-// noted with its next use.
+// notifyOnce is notify for a notice of which one is enough. What cannot be noted
+// now is noted with the next use.
+func (w *watcher) notifyOnce(n notice) {
+	one := onItsWay{n.keyID, n.version, n.stale}
+	if _, noting := w.noting.LoadOrStore(one, struct{}{}); noting {
+		return
+	}
+	if !w.notify(n) {
+		w.noting.Delete(one)
+	}
+}
+
+// usedFirst notes the first use of a version.
 func (w *watcher) usedFirst(k *keyring.Key, number int) {
 	v, ok := k.Version(number)
 	if !ok || !v.FirstUsedTime.IsZero() || k.Leased() || w.engine.telling == nil {
 		return
 	}
-	use := firstUse{k.ID, number}
-	if _, noting := w.noting.LoadOrStore(use, struct{}{}); noting {
-		return
-	}
-	if !w.notify(notice{keyID: k.ID, version: number, first: true}) {
-		w.noting.Delete(use)
+	w.notifyOnce(notice{keyID: k.ID, version: number, first: true})
+}
+
+// refusedStale notes that a version was refused because it had ended: a client
+// was left behind.
+func (w *watcher) refusedStale(k *keyring.Key, v *keyring.Version, now time.Time) {
+	if !k.Leased() && w.engine.telling != nil && lifecycle.Failing(v, k.Now(now)) {
+		w.notifyOnce(notice{keyID: k.ID, version: v.Number, stale: true})
 	}
 }
 
 // used counts a verification, and notes what is remarkable about it. It
 // touches no storage and takes no lock of a key.
 func (w *watcher) used(now time.Time, k *keyring.Key, verdict record.Verdict, source string) {
-	accepted := verdict.Code == record.CodeValid
-	_, newSource := w.engine.keeper.Usage.Record(now, k.ID, verdict.Version, source, accepted)
-	if accepted {
+	if verdict.Code == record.CodeValid {
+		w.engine.keeper.Usage.Add(now, k.ID, verdict.Version, source, usage.Uses{Accepted: 1})
 		w.usedFirst(k, verdict.Version)
-		if newSource {
-			if f, found := w.detector.Use(now, k.ID, verdict.Version, source); found {
-				w.notify(notice{keyID: k.ID, version: verdict.Version, finding: &f})
-			}
-		}
 		return
+	}
+	uses := usage.Uses{Refused: 1}
+	if verdict.Code == record.CodeRetired || verdict.Code == record.CodeExpired {
+		uses.Stale = 1
+	}
+	w.engine.keeper.Usage.Add(now, k.ID, verdict.Version, source, uses)
+	v, _ := k.Version(verdict.Version)
+	if uses.Stale > 0 {
+		w.refusedStale(k, &v, now)
 	}
 	switch verdict.Code {
 	case record.CodeRetired, record.CodeRevoked, record.CodeCompromised:
-		v, _ := k.Version(verdict.Version)
 		ended := v.EndedTime
 		if ended.IsZero() {
 			ended = v.AcceptedUntil
@@ -313,6 +330,25 @@ func (w *watcher) wrongSecret(now time.Time, keyID string) {
 	}
 }
 
+// usedFrom looks at where a key was used from since the last flush. What is
+// stored of its sources is learned where this process knows none: a restart
+// makes no source look new, and hides none that is.
+func (w *watcher) usedFrom(keyID string, stored func() usage.Stored, used []usage.Use) {
+	if !w.detector.Knows(keyID) {
+		all := stored()
+		past := make([]anomaly.Past, 0, len(all.Sources))
+		for _, s := range all.Sources {
+			past = append(past, anomaly.Past{Name: s.Name, First: s.First, Last: s.Last, Uses: s.Count})
+		}
+		w.detector.Learn(keyID, past, all.Complete)
+	}
+	for _, u := range used {
+		if f, found := w.detector.Uses(u.LastUsed, keyID, u.Version, u.Source, u.Count); found {
+			w.notify(notice{keyID: keyID, version: u.Version, finding: &f})
+		}
+	}
+}
+
 // fullHour judges an hour of a key against its earlier ones.
 func (w *watcher) fullHour(keyID string, before []uint64, end time.Time, count uint64) {
 	if f, found := w.detector.Hour(end, keyID, before, count); found {
@@ -329,6 +365,15 @@ func (w *watcher) flush(ctx context.Context) error {
 		return err
 	}
 	return errors.Join(err, w.hooks.Recover(ctx), w.claims.Sweep(ctx))
+}
+
+// flushLast stores what was counted, where nothing stores it already.
+func (w *watcher) flushLast(ctx context.Context) error {
+	if !w.flushing.TryLock() {
+		return nil // a storage call of the worker that was stopped still hangs
+	}
+	defer w.flushing.Unlock()
+	return w.flushUse(ctx)
 }
 
 // flushUse stores what was counted.

@@ -4,6 +4,8 @@ package anomaly
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -226,7 +228,7 @@ func TestAfterARestartLearnedSourcesAreKnown(t *testing.T) {
 		if order == "use first" && use(0, "a") {
 			t.Fatal("reported without history")
 		}
-		d.Learn("k", []string{"a", "b"}, start.Add(-30*day))
+		d.Learn("k", past(start.Add(-30*day), "a", "b"), true)
 		for at := time.Minute; at < 5*day; at += time.Hour {
 			if use(at, "a") || use(at, "b") {
 				t.Fatalf("%s: a learned source was reported", order)
@@ -234,6 +236,53 @@ func TestAfterARestartLearnedSourcesAreKnown(t *testing.T) {
 		}
 		if !use(5*day, "elsewhere") {
 			t.Fatalf("%s: an unseen source was not reported", order)
+		}
+	}
+}
+
+// past are sources that were all used first at a moment, and often since.
+func past(first time.Time, names ...string) []Past {
+	var all []Past
+	for _, name := range names {
+		all = append(all, Past{Name: name, First: first, Last: first.Add(day), Uses: 1000})
+	}
+	return all
+}
+
+// TestARestartChangesNoJudgement: a detector that is made anew and learns what
+// is stored finds the same unseen sources as one that goes on, whether new ones
+// are rare for the key or not.
+func TestARestartChangesNoJudgement(t *testing.T) {
+	t.Parallel()
+	for _, every := range []int{0, 3, 7, 20} {
+		former := New(start)
+		kept := map[string]Past{}
+		see := func(at time.Duration, source string) {
+			now := start.Add(at)
+			former.Use(now, "k", 1, source)
+			p, ok := kept[source]
+			if !ok {
+				p = Past{Name: source, First: now.Truncate(time.Hour)}
+			}
+			p.Last, p.Uses = now, p.Uses+1
+			kept[source] = p
+		}
+		for at := time.Duration(0); at < 40*day; at += time.Hour {
+			see(at, "a")
+			see(at, "b")
+			if days := int(at / day); every > 0 && days > 2 && days%every == 0 {
+				see(at, fmt.Sprint("deployed ", days))
+			}
+		}
+		restarted := New(start.Add(40 * day))
+		restarted.Learn("k", slices.Collect(maps.Values(kept)), true)
+		for days := 41; days < 60; days += 6 {
+			now := start.Add(time.Duration(days) * day)
+			source := fmt.Sprint("unseen ", days)
+			_, want := former.Use(now, "k", 1, source)
+			if _, got := restarted.Use(now, "k", 1, source); got != want {
+				t.Errorf("with a new source every %d days, on day %d: found is %v, without a restart %v", every, days, got, want)
+			}
 		}
 	}
 }
@@ -251,11 +300,7 @@ func TestAfterARestartWithoutLearningNothingIsUnseen(t *testing.T) {
 func TestACutListOfSourcesDoesNotCountAsHistory(t *testing.T) {
 	t.Parallel()
 	d := New(start)
-	var stored []string
-	for i := range fullList {
-		stored = append(stored, fmt.Sprint(i))
-	}
-	d.Learn("k", stored, start.Add(-30*day))
+	d.Learn("k", past(start.Add(-30*day), "a", "b"), false)
 	live(t, d, 3*day, fixed)
 	if _, ok := d.Use(start.Add(5*day), "k", 1, "elsewhere"); ok {
 		t.Fatal("reported, though the list may have been cut")
@@ -270,7 +315,7 @@ func TestForgetForgetsAll(t *testing.T) {
 	}
 	d.EndedUse(start, "k", 1, "compromised", "a", 0)
 	d.Use(start, "k", 1, "a")
-	d.Learn("k", []string{"b"}, start)
+	d.Learn("k", past(start, "b"), true)
 	d.Hour(start, "k", flat(100, 400), 10_000)
 	if m := d.Memory(); m.WrongKeys != 1 || m.EndedKeys != 1 || m.KnownKeys != 1 || m.RateKeys != 1 || m.Sources != 2 || m.Bytes == 0 {
 		t.Fatalf("before: %+v", m)
@@ -294,7 +339,7 @@ func TestTheDetectorIsSafeForConcurrentUse(t *testing.T) {
 				d.Use(now, key, 1, fmt.Sprint(i%30))
 				switch i % 100 {
 				case 0:
-					d.Learn(key, []string{"x", "y"}, start)
+					d.Learn(key, past(start, "x", "y"), true)
 				case 1:
 					d.Forget(key)
 				case 2:

@@ -68,7 +68,7 @@ func TestTheCountsOfMemoryAreRight(t *testing.T) {
 			case 0:
 				d.EndedUse(now, key, 1, "compromised", source, 0)
 			case 1:
-				d.Learn(key, []string{source, "x", "x"}, now.Add(-time.Hour))
+				d.Learn(key, past(now.Add(-time.Hour), source, "x", "x"), true)
 			case 2:
 				d.Forget(key)
 			default:

@@ -18,10 +18,10 @@
 //   - Wrong secrets are counted from nothing: a burst that goes on is found
 //     after another 10 of them.
 //   - Cool-downs are gone: a cause that goes on is reported once more.
-//   - Known sources are gone. A key is not judged for unseen sources until it
-//     has been watched for two weeks, unless Learn hands in its stored sources; so
-//     a restart never makes every source look new. The key's rate of new
-//     sources is gone even then: a key whose sources change all the time can
-//     cause one or two findings before that is known again.
+//   - Known sources, and how often there are new ones, come back with Learn,
+//     which is handed those that are stored: a restart then makes no source look
+//     new and hides none. Without it, and where the stored ones may not be all,
+//     a key is not judged for unseen sources until it has been watched for two
+//     weeks.
 //   - JudgeHour is given its history and loses nothing.
 package anomaly

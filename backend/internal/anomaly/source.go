@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"math"
+	"slices"
 	"strings"
 	"time"
 )
@@ -37,9 +38,6 @@ const (
 	// those unseen for staleSource have been dropped, is not judged.
 	maxKeySources = 256
 	staleSource   = 30
-	// fullList is the number of stored sources from which the list may have been
-	// cut: see Learn.
-	fullList = 32
 
 	day = 24 * time.Hour
 )
@@ -60,11 +58,23 @@ type known struct {
 	pace    pace
 }
 
+// Past is a source that a key is known to have been used from.
+type Past struct {
+	Name        string
+	First, Last time.Time
+	Uses        uint64
+}
+
 // Use looks at an accepted use. It finds a source that the key never had, if
 // its history is long enough and new sources are rare for it.
 func (d *Detector) Use(now time.Time, keyID string, version int, source string) (Finding, bool) {
+	return d.Uses(now, keyID, version, source, 1)
+}
+
+// Uses looks at n accepted uses, of which the last was at now.
+func (d *Detector) Uses(now time.Time, keyID string, version int, source string, n uint64) (Finding, bool) {
 	t := d.since(now)
-	today := int32(t / day) //nolint:gosec // days since the start fit for 5 million years
+	today := dayOf(t)
 	hash := maphash.String(d.seed, source)
 	s := d.lock(keyID)
 	defer s.mu.Unlock()
@@ -75,9 +85,7 @@ func (d *Detector) Use(now time.Time, keyID string, version int, source string) 
 			k.since, k.watched = t, t+discovery
 		}
 	}
-	if k.uses < learnUses {
-		k.uses++
-	}
+	k.use(n)
 	if seen, ok := k.sources[hash]; ok {
 		if seen < today {
 			k.sources[hash] = today
@@ -91,41 +99,80 @@ func (d *Detector) Use(now time.Time, keyID string, version int, source string) 
 	return k.judge(now, t, keyID, version, source)
 }
 
-// Learn hands in the sources that a key is known to have had since a moment in
-// the past, from stored usage; it can come before or after the first Use. From
-// fullList sources on the list may have been cut, so that it cannot tell what is
-// new: then its sources are known, but the key is judged only after learnTime.
-func (d *Detector) Learn(keyID string, sources []string, since time.Time) {
-	t := d.since(since)
+// Knows tells whether anything is known of where a key is used from.
+func (d *Detector) Knows(keyID string) bool {
 	s := d.lock(keyID)
 	defer s.mu.Unlock()
-	if len(sources) == 0 {
+	return s.known.Contains(keyID)
+}
+
+// Learn hands in the sources that a key was used from, by stored usage; it can
+// come before or after the first Use. Where complete is false there were others,
+// so that they cannot tell what is new: then these are known, but the key is
+// judged only after learnTime.
+func (d *Detector) Learn(keyID string, past []Past, complete bool) {
+	if len(past) == 0 {
 		return
 	}
+	s := d.lock(keyID)
+	defer s.mu.Unlock()
 	k := s.history(keyID, math.MaxInt64)
-	for _, source := range sources {
-		hash := maphash.String(d.seed, source)
-		if _, ok := k.sources[hash]; !ok && len(k.sources) < maxKeySources {
-			k.sources[hash] = max(0, k.seen())
+	for _, p := range past {
+		hash := maphash.String(d.seed, p.Name)
+		seen, ok := k.sources[hash]
+		switch {
+		case ok:
+			k.sources[hash] = max(seen, dayOf(d.since(p.Last)))
+		case len(k.sources) < maxKeySources:
+			k.sources[hash] = dayOf(d.since(p.Last))
 			s.sources++
+		default:
+			complete = false
 		}
 	}
-	if len(sources) < fullList && t < k.since {
-		k.since, k.uses = t, learnUses
-		if k.fresh == 0 {
-			k.watched = k.counted // the time of the first use, if there was one
-		}
+	if complete {
+		d.relive(k, past)
 	}
 	s.shed(d.limits.sources)
 }
 
-// seen is the last day on which a new source was counted.
-func (k *known) seen() int32 {
-	if !k.used {
-		return 0
+// relive counts the first uses of past sources, as if they had been looked at.
+func (d *Detector) relive(k *known, past []Past) {
+	first := make([]time.Duration, 0, len(past))
+	for _, p := range past {
+		first = append(first, d.since(p.First))
+		k.use(p.Uses)
 	}
-	return int32(k.counted / day) //nolint:gosec // as in Use
+	slices.Sort(first)
+	if first[0] >= k.since {
+		return
+	}
+	lived := known{since: first[0], watched: first[0] + discovery, counted: first[0]}
+	for _, t := range first {
+		lived.count(t)
+	}
+	if k.used && k.fresh > 0 {
+		lived.fresh = lived.fresh*decay(k.counted-lived.counted) + k.fresh
+		lived.counted = k.counted
+	}
+	k.used, k.since, k.watched, k.fresh, k.counted = true, lived.since, lived.watched, lived.fresh, lived.counted
 }
+
+// use counts uses, as far as it matters how many there were.
+func (k *known) use(n uint64) {
+	k.uses = uint32(min(learnUses, uint64(k.uses)+min(n, learnUses)))
+}
+
+// count notes the first use of a source.
+func (k *known) count(t time.Duration) {
+	if t >= k.watched && (k.fresh == 0 || t-k.counted >= episode) {
+		k.fresh = k.fresh*decay(t-k.counted) + 1
+		k.counted = t
+	}
+}
+
+// dayOf is the number of the day of t.
+func dayOf(t time.Duration) int32 { return int32(t / day) } //nolint:gosec // days fit for 5 million years
 
 func (s *shard) history(keyID string, since time.Duration) *known {
 	k, ok := s.known.Get(keyID)
@@ -167,10 +214,7 @@ func (s *shard) shed(limit int) {
 // judge says whether a source that was not known before is unusual.
 func (k *known) judge(now time.Time, t time.Duration, keyID string, version int, source string) (Finding, bool) {
 	chance := k.chance(t)
-	if t >= k.watched && (k.fresh == 0 || t-k.counted >= episode) {
-		k.fresh = k.fresh*decay(t-k.counted) + 1
-		k.counted = t
-	}
+	k.count(t)
 	if t-k.since < learnTime || k.uses < learnUses || len(k.sources) < 2 || chance > usualNew {
 		return Finding{}, false
 	}

@@ -49,10 +49,12 @@ const (
 // Use is what one source did with one version since the promotion.
 type Use struct {
 	// Total and Recently count accepted uses, since the promotion and in the
-	// last Recent time. Refused counts refused ones.
+	// last Recent time. Refused counts refused ones, and Stale those of them that
+	// came after an end of the version.
 	Total    uint64
 	Recently uint64
 	Refused  uint64
+	Stale    uint64
 	LastUsed time.Time
 }
 
@@ -81,8 +83,9 @@ type Rollover struct {
 	Deadline time.Time
 	// Ended is when the old version was retired; zero while it is accepted.
 	Ended time.Time
-	// RefusedBefore are the refused uses of the old version up to its end.
-	RefusedBefore uint64
+	// StaleBefore are the late uses of the old version after an earlier end, from
+	// which it was brought back.
+	StaleBefore uint64
 	// KnownSince is when the record of use begins: after a start, use before
 	// it may be unknown.
 	KnownSince time.Time
@@ -140,9 +143,9 @@ func (j *judge) weigh() {
 		j.newRecent += s.New.Recently
 		j.oldTotal += s.Old.Total
 		j.newTotal += s.New.Total
-		j.refused += s.Old.Refused
+		j.refused += s.Old.Stale
 	}
-	j.refused -= min(j.refused, j.r.RefusedBefore)
+	j.refused -= min(j.refused, j.r.StaleBefore)
 	if j.r.Ended.IsZero() {
 		j.refused = 0
 	}

@@ -60,15 +60,23 @@ func TestStatus(t *testing.T) {
 			r: func() Rollover {
 				r := rollover(moved, uses("us", 0, 500, 23*hour, 0, 0, 0))
 				r.Ended = at(24 * hour)
-				r.Sources[1].Old.Refused = 3
+				r.Sources[1].Old.Refused, r.Sources[1].Old.Stale = 5, 3
 				return r
 			}(), now: 25 * hour, want: Failed, laggards: []string{"us"}, moved: 1,
 		},
 		"it was refused before it was retired, for another reason": {
 			r: func() Rollover {
 				r := rollover(moved)
-				r.Ended, r.RefusedBefore = at(24*hour), 3
+				r.Ended = at(24 * hour)
 				r.Sources[0].Old.Refused = 3
+				return r
+			}(), now: 25 * hour, want: OnTrack, moved: 1,
+		},
+		"it was refused after an earlier end, from which it was brought back": {
+			r: func() Rollover {
+				r := rollover(moved)
+				r.Ended, r.StaleBefore = at(24*hour), 3
+				r.Sources[0].Old.Refused, r.Sources[0].Old.Stale = 3, 3
 				return r
 			}(), now: 25 * hour, want: OnTrack, moved: 1,
 		},

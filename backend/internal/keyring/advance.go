@@ -41,7 +41,7 @@ func (k *Key) Advance(c Cause, p Policy, drained DrainCheck) *Key {
 }
 
 // settle records what time alone has ended, and drops the plaintext of what
-// cannot be restored any more. It changes no verdict. It reports whether there
+// cannot be restored, nor is watched, any more. It changes no verdict. It reports whether there
 // was anything to record.
 func (k *Key) settle(c Cause) (changed bool) {
 	for i := range k.Versions {
@@ -50,8 +50,8 @@ func (k *Key) settle(c Cause) (changed bool) {
 			k.lapse(c, v, end)
 			changed = true
 		}
-		if v.State == StateRetired && len(v.Sealed) > 0 && !c.Now.Before(v.RestorableUntil) {
-			v.Sealed = nil
+		if v.State == StateRetired && (v.Watched || len(v.Sealed) > 0) && !c.Now.Before(v.RestorableUntil) {
+			v.Sealed, v.Watched = nil, false
 			changed = true
 		}
 	}
@@ -145,7 +145,7 @@ func (k *Key) NextDue(now time.Time, p Policy, drained DrainCheck) time.Time {
 				want(k.drainDue(now, v, drained))
 			}
 		case StateRetired:
-			if len(v.Sealed) > 0 {
+			if v.Watched || len(v.Sealed) > 0 {
 				want(v.RestorableUntil)
 			}
 		case StateUnknown, StateRevoked, StateCompromised:

@@ -59,7 +59,7 @@ func (k *Key) Extend(c Cause, p Policy, version int, by time.Duration) (*Key, er
 	v.State = StateRetiring
 	v.EndedTime, v.RestorableUntil, v.Reason = time.Time{}, time.Time{}, ""
 	v.OverlapEnds = end
-	v.Reminded, v.RefusedBefore = 0, 0
+	v.Reminded, v.Looked = 0, 0
 	if v.AcceptedUntil.Before(end) {
 		v.AcceptedUntil = end
 	}

@@ -253,7 +253,7 @@ func (k *Key) RollingOver() bool {
 		return false
 	}
 	return slices.ContainsFunc(k.Versions, func(v Version) bool {
-		return v.State == StatePending || v.State == StateRetiring || v.State == StateRetired && len(v.Sealed) > 0 && v.SupersededBy > 0
+		return v.State == StatePending || v.State == StateRetiring || v.LeftBehind()
 	})
 }
 

@@ -186,7 +186,7 @@ func (k *Key) supersede(c Cause, p Policy, number, by int, overlap time.Duration
 	v := k.at(number)
 	v.SupersededBy = by
 	v.SupersededTime = c.Now
-	v.Reminded, v.Health, v.RefusedBefore = 0, "", 0
+	v.Reminded, v.Looked, v.Health = 0, 0, ""
 	v.RollbackWindow = p.RollbackWindow
 	v.OverlapScopes = slices.Clone(scopes)
 	v.OverlapEnds = c.Now.Add(overlap)

@@ -66,11 +66,17 @@ type Version struct {
 	FirstUsedTime time.Time `json:"first_used_time,omitzero"`
 	// Reminded is the percent of the overlap up to which laggards were named.
 	Reminded int `json:"reminded,omitempty"`
+	// Looked is the percent of the overlap at which its rollover was last judged.
+	Looked int `json:"looked,omitempty"`
 	// Health is what was last told of the rollover away from this version.
 	Health string `json:"health,omitempty"`
-	// RefusedBefore are the refused uses that the version had when it was
-	// retired: those since then are of clients left behind.
-	RefusedBefore uint64 `json:"refused_before,omitempty"`
+	// StaleBefore are the refused uses after an end that the version had when it
+	// was brought back from that end: those since then are of clients that the
+	// present rollover has left behind.
+	StaleBefore uint64 `json:"stale_before,omitempty"`
+	// Watched is set while a retired version can be restored: its rollover
+	// counts as under way, because clients left behind could be rescued.
+	Watched bool `json:"watched,omitempty"`
 
 	extra jsonkeep.Extra
 }
@@ -147,6 +153,13 @@ func (v *Version) retire(at time.Time, reason string) {
 	} else {
 		v.Sealed = nil
 	}
+	v.Watched = v.SupersededBy > 0 && !v.RestorableUntil.IsZero()
+}
+
+// LeftBehind tells whether the version was superseded and is retired, but could
+// be restored for clients that it has left behind, as recorded.
+func (v *Version) LeftBehind() bool {
+	return v.State == StateRetired && v.SupersededBy > 0 && (v.Watched || len(v.Sealed) > 0)
 }
 
 // end records a deliberate and final end.

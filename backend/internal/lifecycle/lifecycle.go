@@ -233,7 +233,7 @@ func (kp *Keeper) Update(ctx context.Context, id string, change Change) (before,
 		// What somebody did may have made room for the rotation that waits.
 		after.RotateAt = now
 	}
-	after = kp.watchEnds(ctx, before, after, now)
+	after = kp.startOver(ctx, before, kp.watchEnds(ctx, before, after, now), now)
 	if err := kp.commit(ctx, before, after, r, now); err != nil {
 		return before, nil, r, err
 	}

@@ -40,7 +40,7 @@ func rolloverOf(k *keyring.Key) (from keyring.Version, to int, ok bool) {
 	}
 	active, hasActive := k.Active()
 	for _, v := range k.Versions {
-		if v.State == keyring.StateRetiring || v.State == keyring.StateRetired && len(v.Sealed) > 0 && v.SupersededBy > 0 {
+		if v.State == keyring.StateRetiring || v.LeftBehind() {
 			if from.Number == 0 || from.State == keyring.StateRetired && v.State == keyring.StateRetiring {
 				from = v
 			}
@@ -60,14 +60,10 @@ func rolloverOf(k *keyring.Key) (from keyring.Version, to int, ok bool) {
 func (kp *Keeper) rollover(k *keyring.Key, from keyring.Version, to int, use map[int]usage.Version, now time.Time) health.Rollover {
 	r := health.Rollover{
 		From: from.Number, To: to, Promoted: from.SupersededTime, Planned: from.OverlapEnds, Deadline: from.AcceptedUntil,
-		KnownSince: kp.Usage.KnownSince(k.ID),
+		KnownSince: kp.Usage.KnownSince(k.ID), StaleBefore: from.StaleBefore,
 	}
 	if from.StateAt(now).Ended() {
 		r.Ended = from.AcceptedUntil
-		r.RefusedBefore = from.RefusedBefore
-		if !from.State.Ended() { // its end is not recorded yet, nor what was refused before
-			r.RefusedBefore = use[from.Number].Refused
-		}
 	}
 	names := map[string]bool{}
 	for number, v := range use {
@@ -101,7 +97,7 @@ func isSuccessor(k *keyring.Key, from, number int) bool {
 }
 
 func useOf(s usage.Source, now time.Time) health.Use {
-	u := health.Use{Total: s.Count, Refused: s.Refused, LastUsed: s.LastUsed}
+	u := health.Use{Total: s.Count, Refused: s.Refused, Stale: s.Stale, LastUsed: s.LastUsed}
 	least := now.Add(-health.Recent).Unix() / 60
 	for slot, n := range s.Minutes {
 		if m, err := strconv.ParseInt(slot, 10, 64); err == nil && m > least {
@@ -115,6 +111,7 @@ func addUse(a, b health.Use) health.Use {
 	a.Total += b.Total
 	a.Recently += b.Recently
 	a.Refused += b.Refused
+	a.Stale += b.Stale
 	if b.LastUsed.After(a.LastUsed) {
 		a.LastUsed = b.LastUsed
 	}
@@ -155,19 +152,22 @@ func (kp *Keeper) watchVersion(ctx context.Context, before, k *keyring.Key, v *k
 		kp.noteEnd(k, v, kp.use(ctx, k.ID, c.Now), c)
 		return true
 	}
-	point := reminderPoint(v, r.Reminders, c.Now)
-	if point <= v.Reminded {
+	point, look := passed(v, r.Reminders, c.Now), passed(v, looks, c.Now)
+	remind := point > v.Reminded
+	// Past the end that clients were told, it is judged whenever it is asked
+	// whether it has drained.
+	heldOpen := v.StateAt(c.Now) == keyring.StateRetiring && !c.Now.Before(v.OverlapEnds)
+	if !remind && look <= v.Looked && !heldOpen {
 		return false
 	}
 	use := kp.use(ctx, k.ID, c.Now)
 	report := health.Judge(kp.rollover(k, *v, successorOf(k, v), use, c.Now), c.Now)
-	evidence := strings.Join(report.Evidence, "; ")
-	v.Reminded = point
-	if len(report.Laggards) > 0 {
+	if remind && len(report.Laggards) > 0 {
 		k.Record(c, keyring.EventRolloverReminder, v.Number, fmt.Sprintf("%d%% of the overlap is over; still on version %d: %s", point, v.Number, laggardNames(report.Laggards)))
 	}
-	kp.noteHealth(k, v, c, report, evidence)
-	return true
+	changed := remind || look > v.Looked
+	v.Reminded, v.Looked = max(point, v.Reminded), max(look, v.Looked)
+	return kp.noteHealth(k, v, c, report) || changed
 }
 
 // overlapEnded tells whether v was retiring before and is not accepted any more.
@@ -186,13 +186,63 @@ func successorOf(k *keyring.Key, v *keyring.Version) int {
 
 // noteEnd tells how a rollover has ended.
 func (kp *Keeper) noteEnd(k *keyring.Key, v *keyring.Version, use map[int]usage.Version, c keyring.Cause) {
-	v.RefusedBefore = use[v.Number].Refused
 	report := health.Judge(kp.rollover(k, *v, successorOf(k, v), use, c.Now), c.Now)
 	event := keyring.EventRolloverCompleted
 	if report.Status == health.Failed {
 		event, v.Health = keyring.EventRolloverFailed, string(report.Status)
 	}
 	k.Record(c, event, v.Number, strings.Join(report.Evidence, "; "))
+}
+
+// NoteStale tells that clients were left behind, where version is retired and
+// was refused since: once for each end.
+func (kp *Keeper) NoteStale(ctx context.Context, id string, number int) error {
+	return kp.Emit(ctx, id, ActorPeriodic, func(k *keyring.Key, r *role.Role, c keyring.Cause) bool {
+		for i := range k.Versions {
+			v := &k.Versions[i]
+			if v.Number != number || r == nil || !Failing(v, c.Now) {
+				continue
+			}
+			report := health.Judge(kp.rollover(k, *v, successorOf(k, v), kp.use(ctx, k.ID, c.Now), c.Now), c.Now)
+			return report.Status == health.Failed && kp.noteHealth(k, v, c, report)
+		}
+		return false
+	})
+}
+
+// staleUse is how long after the end of an overlap a refused use is that of a
+// client which the rollover left behind, even where nothing can be restored.
+const staleUse = 24 * time.Hour
+
+// Failing tells whether a use of v that is refused at now is to be told as a
+// failure of its rollover, and was not yet. Where the end is not recorded yet,
+// what records it tells of it.
+func Failing(v *keyring.Version, now time.Time) bool {
+	return v.State == keyring.StateRetired && v.SupersededBy > 0 && v.Health != string(health.Failed) &&
+		(v.RestorableAt(now) || now.Before(v.EndedTime.Add(staleUse)))
+}
+
+// startOver lets the rollovers of versions that have been brought back from
+// their end begin anew: what was refused before does not count any more.
+func (kp *Keeper) startOver(ctx context.Context, before, after *keyring.Key, now time.Time) *keyring.Key {
+	next := after
+	var use map[int]usage.Version
+	for i := range after.Versions {
+		v := &after.Versions[i]
+		old, was := before.Version(v.Number)
+		if !was || !old.StateAt(before.Now(now)).Ended() || !v.AcceptedAt(now) || after.Leased() {
+			continue
+		}
+		if next == after {
+			next = after.Clone()
+			use = kp.use(ctx, next.ID, now)
+		}
+		next.Versions[i].Health, next.Versions[i].StaleBefore = "", 0
+		for _, s := range use[v.Number].Sources {
+			next.Versions[i].StaleBefore += s.Stale
+		}
+	}
+	return next
 }
 
 // watchEnds tells of the rollovers that a request has ended. It returns after
@@ -218,12 +268,13 @@ func (kp *Keeper) watchEnds(ctx context.Context, before, after *keyring.Key, now
 }
 
 // noteHealth tells of a rollover's health where that has become worse or
-// better than what was told last.
-func (kp *Keeper) noteHealth(k *keyring.Key, v *keyring.Version, c keyring.Cause, report health.Report, evidence string) {
+// better than what was told last, which it reports.
+func (kp *Keeper) noteHealth(k *keyring.Key, v *keyring.Version, c keyring.Cause, report health.Report) (changed bool) {
 	if v.Health == string(report.Status) || v.Health == "" && report.Status == health.OnTrack {
-		return
+		return false
 	}
 	v.Health = string(report.Status)
+	evidence := strings.Join(report.Evidence, "; ")
 	switch report.Status {
 	case health.Stalled:
 		k.Record(c, keyring.EventRolloverStalled, v.Number, evidence)
@@ -233,6 +284,7 @@ func (kp *Keeper) noteHealth(k *keyring.Key, v *keyring.Version, c keyring.Cause
 		k.Record(c, keyring.EventRolloverFailed, v.Number, evidence)
 	case health.OnTrack:
 	}
+	return true
 }
 
 // maxNamed bounds the laggards that one event names.
@@ -256,9 +308,13 @@ func laggardNames(laggards []health.Laggard) string {
 	return strings.Join(names, ", ")
 }
 
-// reminderPoint is the last of the points that now has passed, in percent of
-// the overlap; 0 before the first.
-func reminderPoint(v *keyring.Version, points []int, now time.Time) int {
+// looks are the points, in percent of the overlap, at which a rollover is judged
+// beside those of reminders: before half of it is over nothing can be wrong yet.
+var looks = []int{50, 60, 70, 80, 90, 95}
+
+// passed is the last of the points that now has passed, in percent of the
+// overlap; 0 before the first.
+func passed(v *keyring.Version, points []int, now time.Time) int {
 	whole := v.OverlapEnds.Sub(v.SupersededTime)
 	if v.StateAt(now) != keyring.StateRetiring || whole <= 0 {
 		return 0
@@ -292,12 +348,13 @@ func watchDue(k *keyring.Key, r *role.Role, now time.Time) time.Time {
 		if v.StateAt(now) != keyring.StateRetiring || whole <= 0 {
 			continue
 		}
-		for _, p := range r.Reminders {
-			if p > v.Reminded {
-				want(v.SupersededTime.Add(whole * time.Duration(p) / 100))
-				break
+		next := func(points []int, done int) {
+			if i := slices.IndexFunc(points, func(p int) bool { return p > done }); i >= 0 {
+				want(v.SupersededTime.Add(whole * time.Duration(points[i]) / 100))
 			}
 		}
+		next(r.Reminders, v.Reminded)
+		next(looks, v.Looked)
 	}
 	return due
 }

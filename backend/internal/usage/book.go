@@ -49,6 +49,9 @@ type Book struct {
 	// on a page that is flushed: the hours before it, oldest first, and its
 	// count of accepted uses.
 	OnHour func(keyID string, before []uint64, end time.Time, count uint64)
+	// OnUse, where set before first use, is given the accepted uses that a flush
+	// adds to the page of a key. stored sums up what the page has without them.
+	OnUse func(keyID string, stored func() Stored, used []Use)
 	// judged is the last hour that was given to OnHour, by page.
 	judged map[string]int64
 }
@@ -212,6 +215,9 @@ func (b *Book) flushPage(ctx context.Context, w *work, now time.Time) (writes in
 			continue
 		}
 		taken[id] = d
+		if used := d.accepted(); b.OnUse != nil && len(used) > 0 {
+			b.OnUse(id, p.Keys[id].stored, used)
+		}
 		size -= p.Keys[id].size()
 		p.merge(id, d, oldest)
 		size += p.Keys[id].size()
@@ -399,7 +405,7 @@ func (b *Book) read(ctx context.Context, keyID string, now time.Time) (use map[i
 		for number, sources := range k.Versions {
 			v := Version{Sources: map[string]Source{}}
 			for name, s := range sources {
-				v.add(name, Source{Count: s.Count, Refused: s.Refused, LastUsed: s.lastUsed(), Hours: s.Hours})
+				v.add(name, Source{Count: s.Count, Refused: s.Refused, Stale: s.Stale, LastUsed: s.lastUsed(), Hours: s.Hours})
 			}
 			use[number] = v
 		}
@@ -428,6 +434,7 @@ func (v *Version) add(name string, s Source) {
 	old := v.Sources[name]
 	old.Count += s.Count
 	old.Refused += s.Refused
+	old.Stale += s.Stale
 	old.LastUsed = later(old.LastUsed, s.LastUsed)
 	old.Hours = addSlots(old.Hours, s.Hours)
 	old.Minutes = addSlots(old.Minutes, s.Minutes)

@@ -224,14 +224,15 @@ func TestPagesAgainstATwin(t *testing.T) {
 		s := &shelf{Storage: faulty}
 		tracker := usage.New(start)
 		b := usage.NewBook(tracker, s)
-		twin := map[string]uint64{}
+		twin, stale := map[string]uint64{}, map[string]uint64{}
 		now := start
 		for range 60 {
 			for range random.IntN(400) {
 				id := fmt.Sprintf("key%09d", random.IntN(1200))
 				n := uint64(random.IntN(3))
-				tracker.Add(now, id, 1, "c|"+strings.Repeat("x", random.IntN(120)), n, 1)
+				tracker.Add(now, id, 1, "c|"+strings.Repeat("x", random.IntN(120)), usage.Uses{Accepted: n, Refused: 1, Stale: 1})
 				twin[id] += n
+				stale[id]++
 			}
 			if random.IntN(2) == 0 {
 				faulty.Inject(storetest.Fault{At: 1 + random.IntN(12), Applied: random.IntN(2) == 0, Rest: random.IntN(2) == 0})
@@ -250,6 +251,14 @@ func TestPagesAgainstATwin(t *testing.T) {
 		for id, want := range sample(twin) {
 			if got := count(t, b, id, now); got != want {
 				t.Fatalf("seed %d, after a restart: %s was used %d times, want %d", seed, id, got, want)
+			}
+			use, err := b.Read(t.Context(), id, now)
+			got := uint64(0)
+			for _, s := range use[1].Sources {
+				got += s.Stale
+			}
+			if err != nil || got != stale[id] {
+				t.Fatalf("seed %d, after a restart: %s was refused %d times, want %d, %v", seed, id, got, stale[id], err)
 			}
 		}
 		if s.largest >= 512<<10 {
@@ -281,7 +290,7 @@ func TestMinutesAndHours(t *testing.T) {
 		}
 	}
 	// A late report, and a later one in between.
-	tracker.Add(at(90*time.Minute), "k", 1, "c|eu", 5, 0)
+	tracker.Add(at(90*time.Minute), "k", 1, "c|eu", usage.Uses{Accepted: 5})
 	now := at(199 * time.Minute)
 	source := func() usage.Source {
 		use, err := b.Read(t.Context(), "k", now)
@@ -319,7 +328,7 @@ func TestReportsFromThePastAreBoundedInMemory(t *testing.T) {
 	tracker := usage.New(start)
 	b := usage.NewBook(tracker, s)
 	for h := range 100_000 {
-		tracker.Add(start.Add(-time.Duration(h)*time.Hour), "k", 1, "c|eu", 1, 0)
+		tracker.Add(start.Add(-time.Duration(h)*time.Hour), "k", 1, "c|eu", usage.Uses{Accepted: 1})
 	}
 	use, err := b.Read(t.Context(), "k", start)
 	if err != nil {

@@ -4,6 +4,8 @@ package usage
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -101,7 +103,8 @@ func (t *Tracker) drained(k *keyring.Key, quiet time.Duration, from, now time.Ti
 	quietSince = later(quietSince, from)
 	needed, rule := quiet, "drain_quiet_period"
 	old, ok := k.Version(number)
-	if ok && quietSince.After(old.SupersededTime) && quiet < leastQuiet {
+	unknownBefore := ok && quietSince.After(old.SupersededTime)
+	if unknownBefore && quiet < leastQuiet {
 		needed, rule = leastQuiet, "the least after a start, when earlier use is not known"
 	}
 	if v := versions[number]; v != nil {
@@ -114,7 +117,27 @@ func (t *Tracker) drained(k *keyring.Key, quiet time.Duration, from, now time.Ti
 	if left := t.leftBehind(versions, number, successors(k, number), old.SupersededTime); len(left) > 0 {
 		return keyring.DrainVerdict{Next: now.Add(recheck(k, number, quiet, now)), Why: "not seen on a newer version yet: " + strings.Join(left, ", ")}
 	}
+	if left := unmoved(k, number); unknownBefore && len(left) > 0 {
+		return keyring.DrainVerdict{Next: now.Add(recheck(k, number, quiet, now)), Why: "earlier use is not known, and said to be on it: " + strings.Join(left, ", ")}
+	}
 	return keyring.DrainVerdict{Drained: true, Why: fmt.Sprintf("unused since %s, no source left on it", quietSince.UTC().Format(time.RFC3339))}
+}
+
+// unmoved names the instances whose last word is that they use a version. Where
+// it is not known who used it, they are taken at their word: what a crash lost
+// may have been their use.
+func unmoved(k *keyring.Key, number int) []string {
+	var left []string
+	for _, c := range k.Confirmations {
+		if c.Version == number {
+			left = append(left, "instance "+c.Instance)
+		}
+	}
+	slices.Sort(left)
+	if over := len(left) - maxSources; over > 0 {
+		left = append(left[:maxSources], fmt.Sprintf("and %d more", over))
+	}
+	return left
 }
 
 // recheck is how long after now to look again at a version that is quiet but
@@ -212,7 +235,8 @@ func printable(name string) string {
 func SourceName(caller, label string) string { return caller + "|" + label }
 
 // DisplayNames returns how sources are shown: by the part of their name that
-// the caller chose, with the caller where two chose the same.
+// the caller chose, with the caller where two chose the same: by its entity, or
+// by a text that is always the same for it and tells nothing of it.
 func DisplayNames(names map[string]bool) map[string]string {
 	labels := map[string]int{}
 	for name := range names {
@@ -222,9 +246,23 @@ func DisplayNames(names map[string]bool) map[string]string {
 	for name := range names {
 		label := printable(name)
 		if caller, _, ok := strings.Cut(name, "|"); ok && labels[label] > 1 {
-			label += " by " + caller
+			label += " by " + displayCaller(caller)
 		}
 		shown[name] = label
 	}
 	return shown
 }
+
+// displayCaller is how a caller is shown. The accessor of a token is a handle
+// on it, and is not shown.
+func displayCaller(caller string) string {
+	if strings.HasPrefix(caller, callerEntity) {
+		return caller
+	}
+	kind, _, _ := strings.Cut(caller, ":")
+	sum := sha256.Sum256([]byte(caller))
+	return kind + ":" + hex.EncodeToString(sum[:4])
+}
+
+// callerEntity begins the name of a caller that has an entity.
+const callerEntity = "entity:"

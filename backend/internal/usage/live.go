@@ -2,7 +2,11 @@
 
 package usage
 
-import "time"
+import (
+	"cmp"
+	"slices"
+	"time"
+)
 
 // maxOrphans bounds the keys of one shard whose counts wait for a flush after
 // their records had to make room.
@@ -84,11 +88,37 @@ func (d delta) add(number int, name string, a addition) {
 	sum := sources[name]
 	sum.count += a.count
 	sum.refused += a.refused
+	sum.stale += a.stale
 	sum.lastUsed = later(sum.lastUsed, a.lastUsed)
 	for _, h := range a.hours {
 		sum.hours.add(h.slot, h.count, keepHours)
 	}
 	sources[name] = sum
+}
+
+// Use is the accepted uses of one version from one source since the last flush.
+type Use struct {
+	Version  int
+	Source   string
+	LastUsed time.Time
+	Count    uint64
+}
+
+// accepted returns the accepted uses in the order of their last ones, without
+// those of sources that are not told apart.
+func (d delta) accepted() []Use {
+	var used []Use
+	for number, sources := range d {
+		for name, a := range sources {
+			if a.count > 0 && name != Other {
+				used = append(used, Use{Version: number, Source: name, LastUsed: a.lastUsed, Count: a.count})
+			}
+		}
+	}
+	slices.SortFunc(used, func(a, b Use) int {
+		return cmp.Or(a.LastUsed.Compare(b.LastUsed), cmp.Compare(a.Version, b.Version), cmp.Compare(a.Source, b.Source))
+	})
+	return used
 }
 
 // putBack returns what take gave, because it could not be stored.
@@ -151,7 +181,7 @@ func (t *Tracker) addLive(keyID string, use map[int]Version, now time.Time) {
 	if o := s.orphans[keyID]; o != nil {
 		for number, sources := range *o {
 			for name, a := range sources {
-				add(number, name, Source{Count: a.count, Refused: a.refused, LastUsed: a.lastUsed, Hours: slots(a.hours)})
+				add(number, name, Source{Count: a.count, Refused: a.refused, Stale: a.stale, LastUsed: a.lastUsed, Hours: slots(a.hours)})
 			}
 		}
 	}
@@ -162,7 +192,7 @@ func (t *Tracker) addLive(keyID string, use map[int]Version, now time.Time) {
 	for number, v := range r.versions {
 		for name, src := range v.sources {
 			add(number, name, Source{
-				Count: src.unflushed.count, Refused: src.unflushed.refused, LastUsed: src.LastUsed,
+				Count: src.unflushed.count, Refused: src.unflushed.refused, Stale: src.unflushed.stale, LastUsed: src.LastUsed,
 				Hours: slots(src.unflushed.hours), Minutes: slots(src.minutes.from(now.Unix()/60 - 59)),
 			})
 		}

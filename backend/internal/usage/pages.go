@@ -9,6 +9,7 @@ import (
 	"hash/fnv"
 	"maps"
 	"math"
+	mathbits "math/bits"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,10 +60,13 @@ type keyPage struct {
 // sourcePage is what is stored of one source of one version. Its names are
 // short because there are many.
 type sourcePage struct {
-	Count    uint64            `json:"c,omitempty"`
-	Refused  uint64            `json:"r,omitempty"`
-	LastUsed int64             `json:"l,omitempty"`
-	Hours    map[string]uint64 `json:"h,omitempty"`
+	Count    uint64 `json:"c,omitempty"`
+	Refused  uint64 `json:"r,omitempty"`
+	Stale    uint64 `json:"e,omitempty"`
+	LastUsed int64  `json:"l,omitempty"`
+	// First is the hour since 1970 of its first accepted use, 0 where unknown.
+	First int64             `json:"f,omitempty"`
+	Hours map[string]uint64 `json:"h,omitempty"`
 }
 
 func (s *sourcePage) lastUsed() time.Time {
@@ -168,8 +172,12 @@ func (p *page) merge(keyID string, d delta, oldest int64) {
 				s = &sourcePage{}
 				stored[name] = s
 			}
+			if s.Count == 0 && add.count > 0 {
+				s.First = add.first()
+			}
 			s.Count += add.count
 			s.Refused += add.refused
+			s.Stale += add.stale
 			if !add.lastUsed.IsZero() {
 				s.LastUsed = max(s.LastUsed, add.lastUsed.UnixMilli())
 			}
@@ -194,8 +202,22 @@ func (k *keyPage) trim(oldest int64) {
 	}
 	for len(k.Versions) > 1 && k.size() > maxRecord {
 		lowest := slices.Min(slices.Collect(maps.Keys(k.Versions)))
+		dropped := k.Versions[lowest]
 		delete(k.Versions, lowest)
+		k.keepFirst(dropped)
 		k.Lost = max(k.Lost, lowest)
+	}
+}
+
+// keepFirst lets a version that stays tell when a source was first seen with
+// one that is dropped.
+func (k *keyPage) keepFirst(dropped map[string]*sourcePage) {
+	for _, number := range slices.Sorted(maps.Keys(k.Versions)) {
+		for name, s := range k.Versions[number] {
+			if d := dropped[name]; d != nil && d.First > 0 && s.First > d.First {
+				s.First = d.First
+			}
+		}
 	}
 }
 
@@ -241,11 +263,24 @@ func (k *keyPage) size() int {
 	for _, sources := range k.Versions {
 		size += 12
 		for name, s := range sources {
-			size += nameSize(name) + 88 + 24*len(s.Hours)
+			size += nameSize(name) + s.size()
 		}
 	}
 	return size
 }
+
+// size is at least what the record of a source takes as JSON beside its name.
+func (s *sourcePage) size() int {
+	const field = len(`,"c":`)
+	size := 16 + 5*field + digits(s.Count) + digits(s.Refused) + digits(s.Stale) + digits(uint64(s.LastUsed)) + digits(uint64(s.First)) //nolint:gosec // a negative one is taken for longer than it is
+	for h, n := range s.Hours {
+		size += len(h) + digits(n) + len(`"":,`)
+	}
+	return size
+}
+
+// digits is at least how many a number has, and at most one more.
+func digits(n uint64) int { return mathbits.Len64(n)*3/10 + 1 }
 
 // nameSize is what a name takes as JSON at most.
 func nameSize(name string) int {
@@ -293,4 +328,75 @@ func (k *keyPage) hours(last int64) (before []uint64, count uint64) {
 		before[i] = sums[first+int64(i)]
 	}
 	return before, sums[last]
+}
+
+// first is the hour of the first accepted use, as far as it is known.
+func (a addition) first() int64 {
+	if len(a.hours) > 0 {
+		return a.hours[0].slot
+	}
+	return a.lastUsed.Unix() / 3600
+}
+
+// Stored is what pages know of where a key was used from, over all versions.
+type Stored struct {
+	Sources []StoredSource
+	// Complete tells that no source is missing.
+	Complete bool
+}
+
+// StoredSource is a source from which a key was used.
+type StoredSource struct {
+	Name string
+	// First use, to the hour, and Last.
+	First, Last time.Time
+	Count       uint64
+}
+
+// stored sums up the sources of a key, by name.
+func (k *keyPage) stored() Stored {
+	if k == nil {
+		return Stored{}
+	}
+	all := map[string]StoredSource{}
+	complete := k.Lost == 0
+	for _, sources := range k.Versions {
+		for name, s := range sources {
+			if name == Other {
+				complete = complete && s.Count == 0
+				continue
+			}
+			if s.Count == 0 {
+				continue
+			}
+			sum, also := all[name]
+			sum.Name = name
+			sum.Count += s.Count
+			sum.Last = later(sum.Last, s.lastUsed())
+			if first := s.firstUse(); !also || first.Before(sum.First) {
+				sum.First = first
+			}
+			all[name] = sum
+		}
+	}
+	stored := Stored{Complete: complete}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		stored.Sources = append(stored.Sources, all[name])
+	}
+	return stored
+}
+
+// firstUse is when the source was first used: where an older plugin did not
+// note it, the first hour that is kept, or its last use.
+func (s *sourcePage) firstUse() time.Time {
+	if s.First > 0 {
+		return time.Unix(s.First*3600, 0).UTC()
+	}
+	first := s.LastUsed / 3600_000
+	for h := range s.Hours {
+		if slot, err := strconv.ParseInt(h, 10, 64); err == nil {
+			first = min(first, slot)
+		}
+	}
+	return time.Unix(first*3600, 0).UTC()
 }

@@ -5,15 +5,17 @@
 //
 // A Tracker counts in memory, at the cost of a map look-up: nothing is read or
 // written when a key is verified. A Book adds what was counted to pages in
-// storage about once a minute, and only to pages whose keys were used, with at
+// storage about once a minute, and when the process stops cleanly, and only to pages whose keys were used, with at
 // most 64 writes. 100,000 keys with two sources each that were all used in the
-// last two hours take 128 pages of at most 226 KiB, and 3 flushes to be stored
+// last two hours take 128 pages of at most 311 KiB, and 3 flushes to be stored
 // (see TestWritesAreBoundedAt100000ActiveKeys); no page reaches 512 KiB. A crash
 // loses the counts since the last flush of their page and nothing else.
 //
 // What is not known is not guessed: after a start, and after a record had to
-// make room for others, quiet time counts from that moment, so a loss of
-// memory can only delay a judgement of drained, never hasten it.
+// make room for others, quiet time counts from that moment, and client instances
+// that said to use the version count as still on it. What a loss of memory can
+// hide is a source all of whose uses fell between the last flush and the crash:
+// it holds a version up only if it is used again within the quiet time.
 package usage
 
 import (
@@ -97,8 +99,10 @@ type Version struct {
 
 // Source is the use of one version from one source.
 type Source struct {
-	Count    uint64
-	Refused  uint64
+	Count   uint64
+	Refused uint64
+	// Stale are those of Refused that came after the end of the version.
+	Stale    uint64
 	LastUsed time.Time
 	// Minutes of the last hour and Hours that are kept, by their number since
 	// 1970, with the accepted uses in them; sparse. Only Book.Read fills them.
@@ -113,8 +117,15 @@ type Source struct {
 
 // counts are what a flush adds to a page.
 type counts struct {
-	count, refused uint64
-	hours          series
+	count, refused, stale uint64
+	hours                 series
+}
+
+// Uses are verifications that are counted together.
+type Uses struct {
+	Accepted, Refused uint64
+	// Stale are those of Refused that came after the end of the version.
+	Stale uint64
 }
 
 // delta is what is to be added to the page of one key, by version and source.
@@ -148,13 +159,13 @@ func (t *Tracker) shard(keyID string) *shard { return &t.shards[t.hash(keyID)%sh
 // source.
 func (t *Tracker) Record(now time.Time, keyID string, number int, source string, accepted bool) (newVersion, newSource bool) {
 	if accepted {
-		return t.Add(now, keyID, number, source, 1, 0)
+		return t.Add(now, keyID, number, source, Uses{Accepted: 1})
 	}
-	return t.Add(now, keyID, number, source, 0, 1)
+	return t.Add(now, keyID, number, source, Uses{Refused: 1})
 }
 
 // Add counts several verifications at once, the last of them at now.
-func (t *Tracker) Add(now time.Time, keyID string, number int, source string, accepted, refused uint64) (newVersion, newSource bool) {
+func (t *Tracker) Add(now time.Time, keyID string, number int, source string, n Uses) (newVersion, newSource bool) {
 	s := t.shard(keyID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -168,15 +179,15 @@ func (t *Tracker) Add(now time.Time, keyID string, number int, source string, ac
 		v = r.add(number)
 	}
 	src := v.sources[source]
-	newSource = accepted > 0 && (src == nil || src.Count == 0)
-	newVersion = v.count == 0 && accepted > 0
+	newSource = n.Accepted > 0 && (src == nil || src.Count == 0)
+	newVersion = v.count == 0 && n.Accepted > 0
 	if src == nil {
-		src = t.newSource(r, v, source, accepted > 0)
+		src = t.newSource(r, v, source, n.Accepted > 0)
 	}
-	v.count += accepted
-	v.refused += refused
+	v.count += n.Accepted
+	v.refused += n.Refused
 	minutes := len(src.minutes)
-	src.add(now, accepted, refused)
+	src.add(now, n)
 	r.weight += len(src.minutes)/minutesPerWeight - minutes/minutesPerWeight
 	s.dirty[keyID] = struct{}{}
 	if now.After(v.lastUsed) {
@@ -192,14 +203,16 @@ func (t *Tracker) Add(now time.Time, keyID string, number int, source string, ac
 	return newVersion, newSource
 }
 
-func (src *Source) add(now time.Time, accepted, refused uint64) {
-	src.Count += accepted
-	src.Refused += refused
-	src.unflushed.count += accepted
-	src.unflushed.refused += refused
-	if accepted > 0 {
-		src.minutes.add(now.Unix()/60, accepted, keepMinutes)
-		src.unflushed.hours.add(now.Unix()/3600, accepted, keepHours)
+func (src *Source) add(now time.Time, n Uses) {
+	src.Count += n.Accepted
+	src.Refused += n.Refused
+	src.Stale += n.Stale
+	src.unflushed.count += n.Accepted
+	src.unflushed.refused += n.Refused
+	src.unflushed.stale += n.Stale
+	if n.Accepted > 0 {
+		src.minutes.add(now.Unix()/60, n.Accepted, keepMinutes)
+		src.unflushed.hours.add(now.Unix()/3600, n.Accepted, keepHours)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -59,17 +60,17 @@ type outcome struct {
 const restarts = 7 * 24 * time.Hour
 
 // play drives a detector with a key's traffic. With restarts it is made anew
-// every week and handed the sources of the last four.
+// every week and handed the sources that are stored.
 func play(k *key, c class, withRestarts bool) outcome {
 	o := outcome{class: c, shape: k.shape, habit: k.habit, right: map[anomaly.Kind]int{}, wrong: map[anomaly.Kind]int{}}
 	d := anomaly.New(monday)
-	lastUse := map[string]time.Duration{}
+	kept := map[string]anomaly.Past{}
 	next := 0
 	for h := range hours {
 		over := time.Duration(h+1) * time.Hour
 		if started := over - time.Hour; withRestarts && h > 0 && started%restarts == 0 {
 			d = anomaly.New(monday.Add(started))
-			d.Learn(k.id, stored(lastUse, started), monday)
+			d.Learn(stored(k.id, kept))
 		}
 		for ; next < len(k.events) && k.events[next].at < over; next++ {
 			e := k.events[next]
@@ -80,7 +81,7 @@ func play(k *key, c class, withRestarts bool) outcome {
 				case e.state != "":
 					return d.EndedUse(monday.Add(e.at), k.id, e.version, e.state, e.source, e.at-e.ended)
 				default:
-					lastUse[e.source] = e.at
+					keep(kept, e.source, monday.Add(e.at))
 					return d.Use(monday.Add(e.at), k.id, e.version, e.source)
 				}
 			})
@@ -92,16 +93,36 @@ func play(k *key, c class, withRestarts bool) outcome {
 	return o
 }
 
-// stored is what usage keeps of the sources: 32 of them.
-func stored(lastUse map[string]time.Duration, now time.Duration) []string {
-	var sources []string
-	for source, at := range lastUse {
-		if now-at < 4*7*24*time.Hour {
-			sources = append(sources, source)
-		}
+// mostStored is how many sources usage tells apart.
+const mostStored = 32
+
+// keep notes a use as pages of usage do: the first sources apart, and the rest
+// together.
+func keep(kept map[string]anomaly.Past, source string, at time.Time) {
+	p, known := kept[source]
+	if !known && len(kept) >= mostStored {
+		source = ""
+		p, known = kept[source]
 	}
-	slices.Sort(sources)
-	return sources[:min(len(sources), 32)]
+	if !known {
+		p = anomaly.Past{Name: source, First: at.Truncate(time.Hour)}
+	}
+	p.Last = at
+	p.Uses++
+	kept[source] = p
+}
+
+// stored is what a start is handed of what was kept.
+func stored(keyID string, kept map[string]anomaly.Past) (id string, past []anomaly.Past, complete bool) {
+	complete = true
+	for _, name := range slices.Sorted(maps.Keys(kept)) {
+		if name == "" {
+			complete = false
+			continue
+		}
+		past = append(past, kept[name])
+	}
+	return keyID, past, complete
 }
 
 // settles is how long after the end of an incident a finding is still about it.
