@@ -166,7 +166,7 @@ func (m *mount) sdkClient(auth vaultclient.Auth) *vaultclient.Client {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // it ends after the last request
+	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan struct{})
 	go func() {
 		defer close(ran)

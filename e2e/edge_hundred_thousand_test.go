@@ -25,14 +25,14 @@ func (m *mount) startVerifier(name string, change func(*verifier.Config)) *verif
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // it ends after the last request
+	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan struct{})
 	go func() {
 		defer close(ran)
 		_ = v.Run(ctx)
 	}()
 	m.t.Cleanup(func() {
-		closing, done := context.WithTimeout(context.Background(), 10*time.Second) //nolint:usetesting // the test's context is over
+		closing, done := context.WithTimeout(context.Background(), 10*time.Second)
 		defer done()
 		if err := v.Close(closing); err != nil {
 			m.t.Logf("close the verifier: %v", err)
