@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
@@ -67,7 +65,7 @@ const (
 // strangers, so that a flood of unknown keys holds up none that is known.
 type lane struct {
 	v       *Verifier
-	limiter *rate.Limiter // new flights that somebody waits for
+	budget  budget // of flights that somebody waits for
 	senders int           // at most so many lookups at a time
 	queue   int           // at most so many flights wait
 	patient int           // at most so many requests wait
@@ -83,7 +81,7 @@ type lane struct {
 
 func newLane(v *Verifier, perSecond float64, senders, queue int) *lane {
 	return &lane{
-		v: v, limiter: rate.NewLimiter(rate.Limit(perSecond), max(1, int(2*perSecond))),
+		v: v, budget: newBudget(perSecond),
 		senders: senders, queue: queue, patient: queue, flights: map[subject]*flight{},
 	}
 }
@@ -120,7 +118,7 @@ func (l *lane) join(s subject) (*flight, error) {
 	}
 	f := l.flights[s]
 	if f == nil {
-		if len(l.flights) >= l.queue || !l.limiter.AllowN(l.v.start.Add(time.Duration(l.v.now())), 1) {
+		if len(l.flights) >= l.queue || !l.budget.take(l.v.now()) {
 			l.v.stats.limited.Add(1)
 			return nil, errLimited
 		}
@@ -157,6 +155,41 @@ func (l *lane) refetch(ids []keyID) {
 	}
 }
 
+// refund gives back what questions have cost that found a key.
+func (l *lane) refund(batch []*flight) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, f := range batch {
+		if f.outcome == found {
+			l.budget.give()
+		}
+	}
+}
+
+// budget bounds how many questions a second find nothing: those that do cost
+// nothing, so that a start with an empty cache is not held up. It holds what
+// twice a second's worth is at most.
+type budget struct {
+	perSecond, left float64
+	at              mono
+}
+
+func newBudget(perSecond float64) budget {
+	return budget{perSecond: perSecond, left: max(1, 2*perSecond)}
+}
+
+func (b *budget) take(now mono) bool {
+	b.left = min(b.left+b.perSecond*time.Duration(now-b.at).Seconds(), max(1, 2*b.perSecond))
+	b.at = now
+	if b.left < 1 {
+		return false
+	}
+	b.left--
+	return true
+}
+
+func (b *budget) give() { b.left = min(b.left+1, max(1, 2*b.perSecond)) }
+
 // start has another sender run, where there is need of one. The caller locks.
 func (l *lane) start() {
 	if l.sending < l.senders && l.sending < len(l.urgent)+len(l.quiet) && !l.stopping {
@@ -175,6 +208,7 @@ func (l *lane) send() {
 			return
 		}
 		l.v.lookUp(batch)
+		l.refund(batch)
 	}
 }
 

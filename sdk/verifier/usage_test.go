@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package verifier_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/verifier"
+)
+
+// reported adds up what was reported, by key, version and source, and checks
+// the reports.
+func (e *engine) reported(t testing.TB) map[string]uint64 {
+	t.Helper()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	sums := map[string]uint64{}
+	through, sequence, boot := time.Time{}, uint64(0), ""
+	for _, r := range e.reports {
+		if r.Boot != boot {
+			boot, sequence, through = r.Boot, 0, time.Time{}
+		}
+		if r.Verifier != "edge-1" || r.Boot == "" || r.Sequence != sequence+1 {
+			t.Errorf("report %s of boot %s, sequence %d after %d", r.Verifier, r.Boot, r.Sequence, sequence)
+		}
+		if r.ReportedThrough.Before(through) || r.ReportedThrough.After(e.now()) {
+			t.Errorf("reported through %s after %s, at %s", r.ReportedThrough, through, e.now())
+		}
+		if len(r.Entries) > 1000 {
+			t.Errorf("%d entries", len(r.Entries))
+		}
+		sequence, through = r.Sequence, r.ReportedThrough
+		for _, u := range r.Entries {
+			if u.LastUsed.After(e.now()) || u.Count == 0 && u.Refused == 0 {
+				t.Errorf("entry %+v at %s", u, e.now())
+			}
+			sums[fmt.Sprintf("%s v%d %s", u.KeyID, u.Version, u.Source)] += u.Count
+			sums[fmt.Sprintf("%s v%d %s refused", u.KeyID, u.Version, u.Source)] += u.Refused
+		}
+	}
+	return sums
+}
+
+func TestEveryUseIsReportedOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		id, first := e.key(t)
+		v := start(t, e)
+		synctest.Wait()
+		second := e.rotate(t, id, time.Hour)
+		time.Sleep(poll)
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				for i := range 500 {
+					v.accepts(first)
+					v.accepts(second, verifier.Check{Source: "us"})
+					if i%100 == 0 {
+						v.refuses(record.CodeInsufficientScope, second, verifier.Check{Scopes: []string{"admin"}})
+						time.Sleep(3 * time.Second) // over several reports, and revalidations
+					}
+				}
+			})
+		}
+		all.Wait()
+		v.stop()
+		got := e.reported(t)
+		for name, want := range map[string]uint64{
+			id + " v1 eu": 4000, id + " v2 us": 4000, id + " v2 eu refused": 40, id + " v2 eu": 0, id + " v1 eu refused": 0,
+		} {
+			if got[name] != want {
+				t.Errorf("%s: %d, want %d", name, got[name], want)
+			}
+		}
+		if h := v.Health(); h.UnreportedUses != 0 || h.LostUses != 0 {
+			t.Errorf("health %+v", h)
+		}
+	})
+}
+
+func TestReportedThroughIsHonest(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		_, apiKey := e.key(t)
+		v := start(t, e)
+		synctest.Wait()
+		v.accepts(apiKey)
+		time.Sleep(25 * time.Second)
+		e.set(func() {
+			last := e.reports[len(e.reports)-1]
+			if age := time.Since(last.ReportedThrough); age < time.Second || age > 20*time.Second {
+				t.Errorf("reported through %s ago", age)
+			}
+			if len(last.Entries) > 0 {
+				t.Errorf("a report of nothing has %d entries", len(last.Entries))
+			}
+		})
+	})
+}
+
+func TestReportsSurviveAnOutage(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		id, apiKey := e.key(t)
+		v := start(t, e)
+		synctest.Wait()
+		v.accepts(apiKey)
+		e.set(func() { e.noReports = true })
+		for range 100 {
+			v.accepts(apiKey)
+			time.Sleep(6 * time.Second)
+		}
+		if h := v.Health(); h.UnreportedUses != 101 {
+			t.Errorf("%d unreported", h.UnreportedUses)
+		}
+		e.set(func() { e.noReports = false })
+		time.Sleep(11 * time.Second)
+		if got := e.reported(t)[id+" v1 eu"]; got != 101 {
+			t.Errorf("%d uses were reported, want 101", got)
+		}
+	})
+}
+
+// TestAReportThatMayHaveArrivedIsSentAgainAsItWas: its answer was lost.
+func TestAReportThatMayHaveArrivedIsSentAgainAsItWas(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		_, apiKey := e.key(t)
+		lossy := &lossyReports{engine: e}
+		v := start(t, e, func(c *verifier.Config) { c.Engine = lossy })
+		synctest.Wait()
+		for range 10 {
+			v.accepts(apiKey)
+			time.Sleep(5 * time.Second)
+		}
+		v.stop()
+		byName := map[string]verifier.Report{}
+		total := uint64(0)
+		e.set(func() {
+			for _, r := range e.reports {
+				name := fmt.Sprint(r.Boot, r.Sequence)
+				former, twice := byName[name]
+				if twice && (!former.ReportedThrough.Equal(r.ReportedThrough) || !slices.Equal(former.Entries, r.Entries)) {
+					t.Errorf("report %s came as %+v, then as %+v", name, former, r)
+				}
+				byName[name] = r
+				if !twice {
+					for _, u := range r.Entries {
+						total += u.Count
+					}
+				}
+			}
+			if len(byName) == len(e.reports) {
+				t.Error("no report was sent again")
+			}
+		})
+		if total != 10 {
+			t.Errorf("%d uses were counted, want 10", total)
+		}
+	})
+}
+
+// lossyReports takes every other report, and loses the answer.
+type lossyReports struct {
+	*engine
+	n int
+}
+
+func (l *lossyReports) Report(ctx context.Context, r verifier.Report) error {
+	r.Entries = slices.Clone(r.Entries)
+	if err := l.engine.Report(ctx, r); err != nil {
+		return err
+	}
+	if l.n++; l.n%2 == 1 {
+		return errDown
+	}
+	return nil
+}
+
+func TestWhatIsLostIsTold(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		var keys []string
+		for range 500 {
+			_, apiKey := e.key(t)
+			keys = append(keys, apiKey)
+		}
+		v := start(t, e, func(c *verifier.Config) { c.MaxUnreported, c.FirstFill = 64, true })
+		time.Sleep(poll)
+		e.set(func() { e.noReports = true })
+		for _, k := range keys {
+			for _, source := range []string{"a", "b"} {
+				v.accepts(k, verifier.Check{Source: source})
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		h := v.Health()
+		if h.LostUses == 0 || h.UnreportedUses+h.LostUses != 1000 {
+			t.Errorf("%d lost and %d unreported of 1000", h.LostUses, h.UnreportedUses)
+		}
+		boot := ""
+		e.set(func() { e.noReports = false; boot = e.syncs[0].Boot })
+		time.Sleep(time.Minute)
+		sums := e.reported(t)
+		total := uint64(0)
+		for _, n := range sums {
+			total += n
+		}
+		if total+h.LostUses != 1000 {
+			t.Errorf("%d reported and %d lost of 1000", total, h.LostUses)
+		}
+		e.set(func() {
+			if last := e.reports[len(e.reports)-1]; last.Boot == boot {
+				t.Error("no new boot tells of the loss")
+			}
+		})
+	})
+}
+
+func TestEvictedKeysAreCounted(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		var keys, ids []string
+		for range 400 {
+			id, apiKey := e.key(t)
+			ids, keys = append(ids, id), append(keys, apiKey)
+		}
+		v := start(t, e, func(c *verifier.Config) { c.CacheSize = 16 })
+		time.Sleep(poll)
+		for range 3 {
+			for _, k := range keys {
+				v.accepts(k)
+				v.accepts(k)
+			}
+		}
+		if n := v.Health().CachedKeys; n > 16 {
+			t.Errorf("%d keys are cached, want at most 16", n)
+		}
+		v.stop()
+		got := e.reported(t)
+		for _, id := range ids {
+			if got[id+" v1 eu"] != 6 {
+				t.Errorf("%s: %d uses, want 6", id, got[id+" v1 eu"])
+			}
+		}
+	})
+}
