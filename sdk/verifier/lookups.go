@@ -66,9 +66,9 @@ const (
 type lane struct {
 	v       *Verifier
 	budget  budget // of flights that somebody waits for
-	senders int           // at most so many lookups at a time
-	queue   int           // at most so many flights wait
-	patient int           // at most so many requests wait
+	senders int    // at most so many lookups at a time
+	queue   int    // at most so many flights wait
+	patient int    // at most so many requests wait
 
 	mu       sync.Mutex
 	flights  map[subject]*flight // not sent yet
