@@ -44,17 +44,17 @@ func TestAFailingHookHoldsNoKeyUp(t *testing.T) {
 				m.write("webhooks/"+hook, object{"url": "http://127.0.0.1:1/", "allow_private": true})
 			}
 			m.role(object{"overlap_period": "10m", "rotation_period": "1h", "rollback_window": 0, "reminders": []any{}, "notify_before": 0})
-			v1 := m.key("acme", nil)
-			id := m.keyID("acme")
+			v1 := m.key("globex", nil)
+			id := m.keyID("globex")
 			m = m.reopen() // hooks are loaded under the fault
 			faulty.Inject(storetest.Fault{At: 1, Rest: true, Only: fails})
 			m.passUntold(61 * time.Minute)
-			m.wantStates("acme", "retiring active")
+			m.wantStates("globex", "retiring active")
 			m.wantCodes("VALID", v1)
 			m.passUntold(10 * time.Minute)
-			m.wantStates("acme", "retired active")
+			m.wantStates("globex", "retired active")
 			m.passUntold(50 * time.Minute)
-			m.wantStates("acme", "retired retiring active")
+			m.wantStates("globex", "retired retiring active")
 			if strings.Contains(name, "one") && len(memory.Paths("outbox/good/")) == 0 {
 				t.Error("the other webhook was told nothing")
 			}

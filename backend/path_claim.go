@@ -91,6 +91,9 @@ func (b *Backend) claimed(ctx context.Context, c *call, claim webhook.Claim) (ma
 	}
 	v, _ := k.Version(claim.Version)
 	apiKey, err := c.keeper.Reveal(k, v)
+	if err == nil && apiKey == "" && len(claim.Sealed) > 0 {
+		apiKey, err = c.store.Unseal(k.ID, claim.Version, claim.Sealed)
+	}
 	if err != nil {
 		return nil, err
 	}

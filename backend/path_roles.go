@@ -16,6 +16,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/webhook"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
@@ -266,6 +267,9 @@ func (b *Backend) saveRole(ctx context.Context, c *call, create bool) (*logical.
 	if err := next.Validate(); err != nil {
 		return nil, badInput("%s", err)
 	}
+	if err := c.checkClaims(ctx, old, next); err != nil {
+		return nil, err
+	}
 	if old != nil {
 		next.Succeed(old, c.store.Now())
 	}
@@ -282,6 +286,28 @@ func (b *Backend) saveRole(ctx context.Context, c *call, create bool) (*logical.
 		c.wakeWork()
 	}
 	return nil, nil
+}
+
+// checkClaims refuses a role whose new keys nobody could get, and warns of
+// those that will wait. A role that was so before can still be changed: its
+// webhook may be away for a while.
+func (c *call) checkClaims(ctx context.Context, old, next *role.Role) error {
+	if !next.NeedsClaims() {
+		return nil
+	}
+	found, some, err := c.watch.hooks.Claiming(ctx, next.Name)
+	switch {
+	case err != nil:
+		return err
+	case !found && (old == nil || !old.NeedsClaims()):
+		return badInput("retrievable=false with automatic rotation needs somebody to claim new keys: first make a webhook with deliver=claim whose events match %s and whose roles match %q, or set retrievable=true or disable_automated_rotation=true",
+			webhook.EventClaimed, next.Name)
+	case !found:
+		c.warn("no enabled webhook with deliver=claim is for keys of this role: their rotations wait until one is")
+	case some:
+		c.warn("the webhooks that deliver claims for this role filter by keys or metadata: rotations of keys that none of them matches wait")
+	}
+	return nil
 }
 
 // wakeWork lets the jobs go on now instead of at the next tick.

@@ -91,6 +91,11 @@ func (w *watcher) Copy(ctx context.Context, k *keyring.Key, events []keyring.Eve
 	return err
 }
 
+// Claimable implements lifecycle.Outbox.
+func (w *watcher) Claimable(ctx context.Context, k *keyring.Key) (can bool, why string, err error) {
+	return w.hooks.Claimable(ctx, hookEvent(k, keyring.Event{Type: keyring.EventVersionActivated}))
+}
+
 // Committed implements lifecycle.Outbox.
 func (w *watcher) Committed(k *keyring.Key, events []keyring.Event, owed bool) {
 	for _, e := range events {
@@ -133,8 +138,8 @@ func hookEvent(k *keyring.Key, e keyring.Event) webhook.Event {
 	}
 	putTime(data, fieldOverlapEnds, v.OverlapEnds)
 	putTime(data, fieldAcceptedUntil, v.AcceptedUntil)
-	if e.Type == keyring.EventVersionActivated && len(v.Sealed) > 0 {
-		event.Claim = &webhook.Offer{Version: v.Number, Overlap: overlapLeft(k, v.Number)}
+	if e.Type == keyring.EventVersionActivated && len(v.Sealed)+len(v.Handover) > 0 {
+		event.Claim = &webhook.Offer{Version: v.Number, Overlap: overlapLeft(k, v.Number), Sealed: v.Handover}
 	}
 	return event
 }

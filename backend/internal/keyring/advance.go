@@ -187,3 +187,19 @@ func (k *Key) Block(c Cause, reason string, retry time.Time) *Key {
 	}
 	return n
 }
+
+// PutOff moves the promotion of the pending version, which must exist, to at,
+// and records why the first time.
+func (k *Key) PutOff(c Cause, reason string, at time.Time) *Key {
+	n, c := k.begin(c)
+	pending, ok := n.Pending()
+	if !ok {
+		return k // its time was over
+	}
+	n.at(pending.Number).PromoteAt = at
+	if n.Blocked != reason {
+		n.Blocked = reason
+		n.Record(c, EventRotationBlocked, pending.Number, reason)
+	}
+	return n
+}

@@ -23,6 +23,7 @@ var (
 	ErrNotLater       = errors.New("the end would not move later")
 	ErrDisabled       = errors.New("the key is disabled")
 	ErrLeased         = errors.New("the key is leased")
+	ErrNobodyCanRead  = errors.New("nobody could read the new key")
 )
 
 // Refusal is the answer to a transition that the rules forbid. Nothing has

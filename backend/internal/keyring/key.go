@@ -408,17 +408,39 @@ func (k *Key) boundOwed() {
 		size += k.Owed[i].size()
 	}
 	for i := 0; i < len(k.Owed)-1 && (len(k.Owed) > OwedLimit || size > OwedBytes); {
+		if k.handsOver(&k.Owed[i]) {
+			i++
+			continue
+		}
 		size -= k.Owed[i].size()
 		k.Owed = slices.Delete(k.Owed, i, i+1)
 		k.OwedDropped++
 	}
 }
 
+// handsOver tells whether the event is how a version's Handover leaves: it is
+// never dropped.
+func (k *Key) handsOver(e *Event) bool {
+	i := k.index(e.Version)
+	return e.Type == EventVersionActivated && i >= 0 && len(k.Versions[i].Handover) > 0
+}
+
 // Told returns a copy of k that owes no events.
 func (k *Key) Told() *Key {
 	n := k.Clone()
-	n.Owed, n.OwedDropped = nil, 0
+	n.ForgetOwed()
 	return n
+}
+
+// ForgetOwed changes k to owe no events, and with them no handover but that of
+// a pending version, whose event is still to come.
+func (k *Key) ForgetOwed() {
+	k.Owed, k.OwedDropped = nil, 0
+	for i := range k.Versions {
+		if v := &k.Versions[i]; v.State != StatePending {
+			v.Handover = nil
+		}
+	}
 }
 
 // prune drops the oldest ended versions beyond keep, but never the newest
@@ -489,7 +511,7 @@ func (e *Event) size() int {
 }
 
 func (v *Version) size() int {
-	return versionOverhead + len(v.Sealed)*4/3 + textSize(v.PlannedScopes) + textSize(v.OverlapScopes) +
+	return versionOverhead + (len(v.Sealed)+len(v.Handover))*4/3 + textSize(v.PlannedScopes) + textSize(v.OverlapScopes) +
 		textSize([]string{v.Reason}) + extraSize(v.extra)
 }
 

@@ -148,6 +148,9 @@ func (k *Key) promote(c Cause, p Policy) {
 	v.PromoteAt = time.Time{}
 	v.PlannedOverlap = 0
 	v.PlannedScopes = nil
+	if k.RotateAt.IsZero() {
+		k.Blocked = "" // what kept it from being promoted
+	}
 	k.activate(c, p, pending.Number)
 }
 
@@ -155,7 +158,7 @@ func (k *Key) promote(c Cause, p Policy) {
 func (k *Key) append(c Cause, m Material) int {
 	number := k.Latest() + 1
 	k.Versions = append(k.Versions, Version{
-		Number: number, State: StatePending, Digest: m.Digest, Sealed: m.Sealed, CreatedTime: c.Now,
+		Number: number, State: StatePending, Digest: m.Digest, Sealed: m.Sealed, Handover: m.Handover, CreatedTime: c.Now,
 	})
 	k.Record(c, EventVersionCreated, number, "")
 	return number

@@ -17,6 +17,10 @@ type Material struct {
 	// Sealed is the encrypted token, nil where no plaintext is kept. This
 	// package never looks inside it.
 	Sealed []byte
+	// Handover is the encrypted token, too, where none is kept but somebody can
+	// claim it: it is given up as soon as it has been handed over to whoever
+	// delivers the claim.
+	Handover []byte
 }
 
 // Version is one secret of a key. Its fields are as recorded; ask StateAt and
@@ -26,6 +30,11 @@ type Version struct {
 	State  State        `json:"state"`
 	Digest token.Digest `json:"digest"`
 	Sealed []byte       `json:"sealed,omitempty"`
+	// Handover is what there is to claim of a version whose plaintext is not
+	// kept. It stands here while the version is pending, and while its
+	// version.activated is owed. Nobody reads it but who takes that event: for
+	// static-creds, rollbacks and all else there is no plaintext.
+	Handover []byte `json:"handover,omitempty"`
 	// Imported is set where the token came from outside and is found by its
 	// digest, not by an id in it.
 	Imported bool `json:"imported,omitempty"`
@@ -147,7 +156,7 @@ func (v *Version) retire(at time.Time, reason string) {
 	if v.AcceptedUntil.IsZero() || v.AcceptedUntil.After(at) {
 		v.AcceptedUntil = at
 	}
-	v.RestorableUntil = time.Time{}
+	v.RestorableUntil, v.Handover = time.Time{}, nil
 	if !v.ActivatedTime.IsZero() && v.RollbackWindow > 0 && !v.ExpiredAt(at) {
 		v.RestorableUntil = earlier(at.Add(v.RollbackWindow), v.ExpireTime)
 	} else {
@@ -169,7 +178,7 @@ func (v *Version) end(state State, at time.Time, reason string) {
 	}
 	v.State = state
 	v.Reason = reason
-	v.Sealed = nil
+	v.Sealed, v.Handover = nil, nil
 	v.RestorableUntil = time.Time{}
 	if v.AcceptedUntil.After(at) {
 		v.AcceptedUntil = at

@@ -23,6 +23,9 @@ type Outbox interface {
 	// Copy stores events of a key for delivery. It may be repeated. Its failure
 	// delays telling and nothing else.
 	Copy(ctx context.Context, k *keyring.Key, events []keyring.Event) error
+	// Claimable tells whether a new version of a key can be claimed by whoever
+	// is told of it, and else, or where that will hardly be soon, why not.
+	Claimable(ctx context.Context, k *keyring.Key) (can bool, why string, err error)
 	// Committed is told of the events of a transition that has been committed:
 	// a chance to tell at once those who are told without a promise. owed says
 	// that CopyOwed should be called soon. It must not block or lock a key.
@@ -33,7 +36,7 @@ type Outbox interface {
 func (kp *Keeper) put(ctx context.Context, prev, next *keyring.Key, due time.Time) error {
 	switch {
 	case kp.Outbox == nil || !kp.Outbox.Wanted():
-		next.Owed, next.OwedDropped = nil, 0
+		next.ForgetOwed()
 	case len(next.Owed) > 0:
 		// Filed for the next tick, which copies what a crash left owing.
 		if at := tellAgain(next, kp.Store.Now()); due.IsZero() || due.After(at) {

@@ -33,7 +33,7 @@ func (kp *Keeper) RotateLeased(ctx context.Context, id string, allowed func(*key
 		}
 		o := RotateWish{Overlap: overlap, ActivationDelay: new(time.Duration)}.options(r)
 		cause.Now = now
-		next, token, err := kp.rotate(k, r, r.Policy(), o, cause)
+		next, token, err := kp.rotate(ctx, k, r, r.Policy(), o, cause)
 		if err != nil {
 			return nil, err
 		}

@@ -111,7 +111,7 @@ func (kp *Keeper) Create(ctx context.Context, spec Spec, cause keyring.Cause) (*
 		}
 	}
 	defer kp.Store.LockKey(id)()
-	made, material, err := kp.material(spec, r, id, imported)
+	made, material, err := kp.material(ctx, spec, r, id, imported)
 	if err != nil {
 		return nil, err
 	}
@@ -170,9 +170,9 @@ func (kp *Keeper) checkUnused(ctx context.Context, d token.Digest, plaintext str
 
 // material returns the token of version 1 that the caller is to see, and what
 // is stored of it.
-func (kp *Keeper) material(spec Spec, r *role.Role, id string, imported *token.Digest) (string, keyring.Material, error) {
+func (kp *Keeper) material(ctx context.Context, spec Spec, r *role.Role, id string, imported *token.Digest) (string, keyring.Material, error) {
 	if imported == nil {
-		return kp.Mint(r, id, 1)
+		return kp.Mint(ctx, r, &keyring.Key{ID: id, Name: spec.Name, Role: spec.Role, CustomMetadata: spec.CustomMetadata, Lease: spec.Lease})
 	}
 	m := keyring.Material{Digest: *imported}
 	if spec.ImportToken != "" && r.Retrievable {
@@ -185,17 +185,24 @@ func (kp *Keeper) material(spec Spec, r *role.Role, id string, imported *token.D
 	return "", m, nil
 }
 
-// Mint makes the token of a version of a key, and what is stored of it.
-func (kp *Keeper) Mint(r *role.Role, id string, version int) (string, keyring.Material, error) {
-	made, err := token.New(kp.Rand, r.Format(), id)
+// Mint makes the token of the next version of a key, and what is stored of it.
+func (kp *Keeper) Mint(ctx context.Context, r *role.Role, k *keyring.Key) (string, keyring.Material, error) {
+	made, err := token.New(kp.Rand, r.Format(), k.ID)
 	if err != nil {
 		return "", keyring.Material{}, fmt.Errorf("make a token: %w", err)
 	}
 	m := keyring.Material{Digest: token.Sum(made)}
-	if r.Retrievable {
-		if m.Sealed, err = kp.Store.Seal(id, version, made); err != nil {
-			return "", m, err
+	// What cannot be handed over is not kept for it: whoever asked for the
+	// version has the answer.
+	hand := &m.Sealed
+	if !r.Retrievable {
+		if can, _, err := kp.claimable(ctx, k); !can || err != nil {
+			return made, m, nil
 		}
+		hand = &m.Handover
+	}
+	if *hand, err = kp.Store.Seal(k.ID, k.Latest()+1, made); err != nil {
+		return "", m, err
 	}
 	return made, m, nil
 }
@@ -229,7 +236,7 @@ func (kp *Keeper) Update(ctx context.Context, id string, change Change) (before,
 	if after == before {
 		return before, before, r, nil
 	}
-	if after.Blocked != "" && after.RotateAt.Equal(before.RotateAt) {
+	if after.Blocked != "" && !after.RotateAt.IsZero() && after.RotateAt.Equal(before.RotateAt) {
 		// What somebody did may have made room for the rotation that waits.
 		after.RotateAt = now
 	}

@@ -93,7 +93,7 @@ func (kp *Keeper) Rotate(ctx context.Context, id string, wish RotateWish, cause 
 			}
 		}
 		cause.Now = now
-		next, token, err := kp.rotate(k, r, r.Policy(), wish.options(r), cause)
+		next, token, err := kp.rotate(ctx, k, r, r.Policy(), wish.options(r), cause)
 		if err != nil {
 			return nil, err
 		}
@@ -110,8 +110,8 @@ func (kp *Keeper) Rotate(ctx context.Context, id string, wish RotateWish, cause 
 }
 
 // rotate is the transition alone: it mints and asks the keyring.
-func (kp *Keeper) rotate(k *keyring.Key, r *role.Role, p keyring.Policy, o keyring.RotateOptions, cause keyring.Cause) (*keyring.Key, string, error) {
-	made, material, err := kp.Mint(r, k.ID, k.Latest()+1)
+func (kp *Keeper) rotate(ctx context.Context, k *keyring.Key, r *role.Role, p keyring.Policy, o keyring.RotateOptions, cause keyring.Cause) (*keyring.Key, string, error) {
+	made, material, err := kp.Mint(ctx, r, k)
 	if err != nil {
 		return nil, "", err
 	}
@@ -126,7 +126,7 @@ func (kp *Keeper) Revoke(ctx context.Context, id string, o keyring.RevokeOptions
 	before, after, r, err := kp.Update(ctx, id, func(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
 		cause.Now = now
 		if successor {
-			token, material, err := kp.Mint(r, k.ID, k.Latest()+1)
+			token, material, err := kp.Mint(ctx, r, k)
 			if err != nil {
 				return nil, err
 			}
@@ -327,14 +327,18 @@ func (kp *Keeper) advance(ctx context.Context, k *keyring.Key, r *role.Role, now
 	}
 	// First the promotions and retirements: they may make room for a rotation,
 	// or leave the key in need of one.
-	return kp.rotateIfDue(k.Advance(cause, r.Policy(), kp.Drained(ctx, k, r, now)), r, cause)
+	k, err := kp.holdPromotion(ctx, k, cause)
+	if err != nil {
+		return nil, err
+	}
+	return kp.rotateIfDue(ctx, k.Advance(cause, r.Policy(), kp.Drained(ctx, k, r, now)), r, cause)
 }
 
 // tickGrace is how late a tick may come without a rotation counting as having
 // missed its window: the rounding up to a minute, and the distance of ticks.
 const tickGrace = 2 * time.Minute
 
-func (kp *Keeper) rotateIfDue(k *keyring.Key, r *role.Role, cause keyring.Cause) (*keyring.Key, error) {
+func (kp *Keeper) rotateIfDue(ctx context.Context, k *keyring.Key, r *role.Role, cause keyring.Cause) (*keyring.Key, error) {
 	if !rotatesItself(k, r) {
 		return k, nil
 	}
@@ -379,11 +383,17 @@ func (kp *Keeper) rotateIfDue(k *keyring.Key, r *role.Role, cause keyring.Cause)
 		next.RotateAt = wait
 		return next, nil
 	}
+	if next, err := kp.waitForClaims(ctx, k, r, cause); next != nil || err != nil {
+		return next, err
+	}
 	p := r.Policy()
 	if reached(finalChance(k)) {
 		p.MaxAccepted++ // for as long as the active version has left
 	}
-	next, _, err := kp.rotate(k, r, p, o, cause)
+	next, _, err := kp.rotate(ctx, k, r, p, o, cause)
+	if err == nil && lost(next, r) {
+		return k.Block(cause, nobodyCanClaim+"it was claimable a moment ago", cause.Now.Add(claimRetry)), nil
+	}
 	var refusal *keyring.Refusal
 	if errors.As(err, &refusal) {
 		return k.Block(cause, refusal.Text, kp.retryAfter(k, cause.Now)), nil
@@ -482,9 +492,16 @@ func (kp *Keeper) RotateForJob(ctx context.Context, id, job string, cause keyrin
 			return nil, &keyring.Refusal{Rule: keyring.ErrOverlapTooLong, Text: fmt.Sprintf(
 				"clients of %s may sleep until %s, as the role told them before it was changed, and its overlap_period would be over before: rotate then, or give overlap_period", k.Label(), wait.UTC().Format(time.RFC3339))}
 		}
-		next, _, err := kp.rotate(k, r, r.Policy(), o, cause)
+		next, _, err := kp.rotate(ctx, k, r, r.Policy(), o, cause)
 		if err != nil {
 			return nil, err
+		}
+		if lost(next, r) {
+			_, why, err := kp.claimable(ctx, k)
+			if err != nil {
+				return nil, err
+			}
+			return nil, &keyring.Refusal{Rule: keyring.ErrNobodyCanRead, Text: nobodyCanClaim + why}
 		}
 		next.Job = job
 		return next, nil

@@ -22,9 +22,18 @@ type outbox struct {
 	tried   int
 	told    []keyring.Event
 	dropped uint64
+	// nobody is why new keys cannot be claimed, unsure the failure to find out.
+	nobody string
+	unsure error
+	// offered are the handovers that were copied, by version.
+	offered map[int][]byte
 }
 
 func (*outbox) Wanted() bool { return true }
+
+func (o *outbox) Claimable(context.Context, *keyring.Key) (bool, string, error) {
+	return o.nobody == "", o.nobody, o.unsure
+}
 
 func (*outbox) Committed(*keyring.Key, []keyring.Event, bool) {}
 
@@ -35,6 +44,12 @@ func (o *outbox) Copy(_ context.Context, k *keyring.Key, events []keyring.Event)
 	}
 	o.dropped += k.OwedDropped
 	for _, e := range events {
+		if v, ok := k.Version(e.Version); ok && e.Type == keyring.EventVersionActivated && len(v.Handover) > 0 {
+			if o.offered == nil {
+				o.offered = map[int][]byte{}
+			}
+			o.offered[e.Version] = v.Handover
+		}
 		if !slices.ContainsFunc(o.told, func(t keyring.Event) bool { return t.Seq == e.Seq }) {
 			o.told = append(o.told, e)
 		}

@@ -220,11 +220,12 @@ func (r *Role) checkDelivery() error {
 	if r.RefreshInterval != nil && r.OverlapPeriod > 0 && r.Schedule().Automatic() && r.Refresh() >= r.OverlapPeriod {
 		return fmt.Errorf("refresh_interval must be shorter than overlap_period (%s), or clients would look again only when the old version is refused; got %s", r.OverlapPeriod, r.Refresh())
 	}
-	if !r.Retrievable && r.Schedule().Automatic() {
-		return errors.New("retrievable=false cannot go with automatic rotation: nobody could read the new key; set retrievable=true or disable_automated_rotation=true")
-	}
 	return nil
 }
+
+// NeedsClaims tells whether new keys of the role can only be claimed: they
+// rotate by themselves, so that nobody is answered one, and none is kept.
+func (r *Role) NeedsClaims() bool { return !r.Retrievable && r.Schedule().Automatic() }
 
 // CheckGrants checks a list of granted scopes. A scope may end in * to cover
 // all that begin with what stands before it.

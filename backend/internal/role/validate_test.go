@@ -101,7 +101,6 @@ func TestBadRolesAreRefused(t *testing.T) {
 			r.RotationPeriod, r.ActivationDelay, r.VersionTTL = 10*day, 2*day, 11*day
 		}, []string{"version_ttl must be 0 or at least", "(312h0m0s)"}},
 		{"age under the overlap", func(r *role.Role) { r.VersionTTL = 23 * time.Hour }, []string{"version_ttl must be 0 or at least overlap_period (24h0m0s), got 23h0m0s"}},
-		{"nobody could read it", func(r *role.Role) { r.Retrievable, r.RotationPeriod = false, day }, []string{"retrievable=false", "retrievable=true or disable_automated_rotation=true"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

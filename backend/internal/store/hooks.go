@@ -99,3 +99,19 @@ func (w webhooks) PutClaim(ctx context.Context, day, id string, entry []byte) er
 func (w webhooks) DeleteClaim(ctx context.Context, day, id string) error {
 	return w.s.remove(ctx, claimPrefix+day+"/"+id)
 }
+
+func (w webhooks) ListClaimEnds(ctx context.Context) ([]string, error) {
+	return w.s.list(ctx, claimEndPrefix)
+}
+
+func (w webhooks) ListClaimEnd(ctx context.Context, minute string) ([]string, error) {
+	return w.s.list(ctx, claimEndPrefix+minute+"/")
+}
+
+func (w webhooks) PutClaimEnd(ctx context.Context, minute, name string) error {
+	return w.write(ctx, claimEndPrefix+minute+"/"+name, nil)
+}
+
+func (w webhooks) DeleteClaimEnd(ctx context.Context, minute, name string) error {
+	return w.s.remove(ctx, claimEndPrefix+minute+"/"+name)
+}

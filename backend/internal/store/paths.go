@@ -22,6 +22,7 @@ const (
 	hookPrefix     = "webhook/"
 	outboxPrefix   = "outbox/"
 	claimPrefix    = "claim/"
+	claimEndPrefix = "claimend/"
 	reportsPath    = "reports"
 	workPrefix     = "work/"
 	donePrefix     = "done/"

@@ -49,6 +49,8 @@ var ErrClaim = errors.New("there is no such claim, or it has expired")
 // ErrClaimReused answers a code that has been redeemed before.
 var ErrClaimReused = errors.New("this claim has been redeemed before")
 
+var errDamagedClaim = errors.New("the stored claim is not readable")
+
 // Claim is what a code stands for.
 type Claim struct {
 	KeyID   string
@@ -58,6 +60,9 @@ type Claim struct {
 	Expires       time.Time
 	// Redeemed is when the code was first redeemed.
 	Redeemed time.Time
+	// Sealed is the encrypted key, where it was kept nowhere else and the code
+	// has just been redeemed or could be.
+	Sealed Sealed
 }
 
 // claimEntry is a Claim as stored. It holds the digest of the code and not
@@ -74,6 +79,8 @@ type claimEntry struct {
 	Redeemed time.Time `json:"redeemed,omitzero"`
 	// Redemption is random and tells redemptions apart.
 	Redemption string `json:"redemption,omitempty"`
+	// Sealed is gone with the redemption, and soon after the end.
+	Sealed Sealed `json:"sealed,omitempty"`
 
 	extra jsonkeep.Extra
 }
@@ -97,7 +104,7 @@ func (c *claimEntry) UnmarshalJSON(data []byte) error {
 }
 
 func (c *claimEntry) claim() Claim {
-	return Claim{KeyID: c.KeyID, Version: c.Version, Hook: c.Hook, EventID: c.EventID, Expires: c.Expires, Redeemed: c.Redeemed}
+	return Claim{KeyID: c.KeyID, Version: c.Version, Hook: c.Hook, EventID: c.EventID, Expires: c.Expires, Redeemed: c.Redeemed, Sealed: c.Sealed}
 }
 
 // Claims issues codes and redeems each once. It is safe for concurrent use.
@@ -112,15 +119,25 @@ type Claims struct {
 	locks   [claimLocks]sync.Mutex
 	// unsure holds redemptions whose write failed: it may have taken effect,
 	// but nobody was given the key.
-	unsure *lru.Cache[string, string]
+	unsure *lru.Cache[string, redemption]
 
 	sweepMu sync.Mutex
 	swept   time.Duration
+	// ends are the minutes in which the life of a claim ends that may hold a
+	// key; nil until they have been listed. Its own lock guards it.
+	endsMu sync.Mutex
+	ends   map[int64]struct{}
+}
+
+// redemption is one whose write failed, and the key that it took away.
+type redemption struct {
+	mark   string
+	sealed Sealed
 }
 
 // NewClaims returns Claims that are kept in storage.
 func NewClaims(storage ClaimStorage, c clock.Clock, rand io.Reader) *Claims {
-	unsure, err := lru.New[string, string](maxUnsure)
+	unsure, err := lru.New[string, redemption](maxUnsure)
 	if err != nil {
 		panic(err) // the library refuses only a size below one
 	}
@@ -185,7 +202,7 @@ func (c *Claims) get(ctx context.Context, p claimPath) (*claimEntry, error) {
 		if errors.Is(err, errNewer) {
 			return nil, err
 		}
-		return nil, errors.New("the stored claim is not readable")
+		return nil, errDamagedClaim
 	}
 	if subtle.ConstantTimeCompare([]byte(entry.Digest), []byte(p.digest)) != 1 {
 		return nil, nil
@@ -216,13 +233,22 @@ func (c *Claims) offer(ctx context.Context, h *Hook, e *entry) (string, time.Tim
 		life = min(life, e.Claim.Overlap)
 	}
 	now := c.clock.Now().UTC().Truncate(time.Millisecond)
-	if entry != nil && (!entry.Redeemed.IsZero() || entry.Expires.Sub(now) > life/2) {
+	if entry != nil && !entry.Redeemed.IsZero() {
+		e.Claim.Sealed = nil // nobody will need it again
+		return code, entry.Expires, nil
+	}
+	if entry != nil && entry.Expires.Sub(now) > life/2 {
 		return code, entry.Expires, nil
 	}
 	if entry == nil {
 		entry = &claimEntry{Schema: claimSchema, Digest: path.digest, KeyID: e.KeyID, Version: e.Claim.Version, Hook: h.Name, EventID: e.ID}
 	}
 	entry.Expires = now.Add(life)
+	if entry.Sealed = e.Claim.Sealed; len(entry.Sealed) > 0 {
+		if err := c.noteEnd(ctx, path, entry.Expires); err != nil {
+			return "", time.Time{}, fmt.Errorf("note the end of a claim: %w", err)
+		}
+	}
 	if err := c.put(ctx, path, entry); err != nil {
 		return "", time.Time{}, fmt.Errorf("write a claim: %w", err)
 	}
@@ -269,12 +295,14 @@ func (c *Claims) Redeem(ctx context.Context, code string) (Claim, error) {
 	if _, err := io.ReadFull(c.rand, mark); err != nil {
 		return Claim{}, fmt.Errorf("redeem a claim: %w", err)
 	}
-	entry.Redeemed, entry.Redemption = c.clock.Now().UTC().Truncate(time.Millisecond), hex.EncodeToString(mark)
+	sealed := entry.Sealed
+	entry.Redeemed, entry.Redemption, entry.Sealed = c.clock.Now().UTC().Truncate(time.Millisecond), hex.EncodeToString(mark), nil
 	if err := c.put(ctx, path, entry); err != nil {
-		c.unsure.Add(path.digest, entry.Redemption)
+		c.unsure.Add(path.digest, redemption{entry.Redemption, sealed})
 		return Claim{}, fmt.Errorf("redeem a claim: %w", err)
 	}
 	c.unsure.Remove(path.digest)
+	entry.Sealed = sealed
 	return entry.claim(), nil
 }
 
@@ -289,7 +317,8 @@ func (c *Claims) find(ctx context.Context, path claimPath) (entry *claimEntry, w
 	case entry == nil:
 		return nil, false, ErrClaim
 	case !entry.Redeemed.IsZero():
-		if mine, ok := c.unsure.Get(path.digest); ok && mine == entry.Redemption {
+		if mine, ok := c.unsure.Get(path.digest); ok && mine.mark == entry.Redemption {
+			entry.Sealed = mine.sealed
 			return entry, true, nil
 		}
 		return entry, false, ErrClaimReused
@@ -299,10 +328,14 @@ func (c *Claims) find(ctx context.Context, path claimPath) (entry *claimEntry, w
 	return entry, false, nil
 }
 
-// Sweep forgets claims a week after their life. It may be called at any time:
-// once a day it costs a List, and a Get for each claim that is a week old, and
-// else nothing.
+// Sweep removes the keys of claims whose life is over, and forgets claims a
+// week after that. It may be called at any time. It costs a List the first
+// time, one in each minute in which the life of a claim with a key ends, once a
+// day one and a Get for each claim that is a week old, and else nothing.
 func (c *Claims) Sweep(ctx context.Context) error {
+	if err := c.sweepEnds(ctx); err != nil {
+		return err
+	}
 	c.sweepMu.Lock()
 	defer c.sweepMu.Unlock()
 	if c.clock.Elapsed()-c.swept < claimSweep {

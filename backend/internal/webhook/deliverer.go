@@ -295,7 +295,7 @@ func (d *Deliverer) Enqueue(ctx context.Context, events ...Event) error {
 	type prepared struct {
 		event   *Event
 		stream  string
-		encoded func(unfiltered bool) ([]byte, error)
+		encoded encoder
 	}
 	list := make([]prepared, 0, len(events))
 	var bad, errs []error
@@ -306,12 +306,12 @@ func (d *Deliverer) Enqueue(ctx context.Context, events ...Event) error {
 			bad = append(bad, err)
 			continue
 		}
-		plain := sync.OnceValues(func() ([]byte, error) { return newEntry(e, false) })
-		list = append(list, prepared{e, id, func(unfiltered bool) ([]byte, error) {
-			if unfiltered {
-				return newEntry(e, true)
+		plain := sync.OnceValues(func() ([]byte, error) { return newEntry(e, false, false) })
+		list = append(list, prepared{e, id, func(unfiltered, sealed bool) ([]byte, error) {
+			if !unfiltered && !sealed {
+				return plain()
 			}
-			return plain()
+			return newEntry(e, unfiltered, sealed)
 		}})
 	}
 	for _, q := range d.all() {
@@ -328,6 +328,9 @@ func (d *Deliverer) Enqueue(ctx context.Context, events ...Event) error {
 	}
 	return errors.Join(errs...)
 }
+
+// encoder returns the stored form of an event.
+type encoder func(unfiltered, sealed bool) ([]byte, error)
 
 // Names returns the names of all hooks in order.
 func (d *Deliverer) Names(ctx context.Context) ([]string, error) {

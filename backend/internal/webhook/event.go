@@ -40,7 +40,20 @@ type Offer struct {
 	Version int `json:"version"`
 	// Overlap bounds the life of the code where it is set and short.
 	Overlap time.Duration `json:"overlap,omitempty"`
+	// Sealed is the encrypted key where it is kept nowhere else. It goes with
+	// the event to hooks that deliver claims and with the code to who redeems
+	// it, and is not kept after that. This package never looks inside it.
+	Sealed Sealed `json:"sealed,omitempty"`
 }
+
+// Sealed is an encrypted key.
+type Sealed []byte
+
+// String keeps it out of whatever prints an event.
+func (Sealed) String() string { return "[sealed]" }
+
+// GoString keeps it out of whatever prints an event.
+func (Sealed) GoString() string { return "[sealed]" }
 
 // Types are the events that a hook can ask for.
 var Types = []string{
@@ -160,7 +173,14 @@ func checkSchema(data []byte, known int) error {
 
 // newEntry is the first stored form of an event. Data that cannot be told, or
 // is too long, is left out: the event itself must not be lost for it.
-func newEntry(e *Event, unfiltered bool) ([]byte, error) {
+// sealed tells that the hook may deliver claims: others are not given the key,
+// not even encrypted.
+func newEntry(e *Event, unfiltered, sealed bool) ([]byte, error) {
+	claim := e.Claim
+	if claim != nil && len(claim.Sealed) > 0 && !sealed {
+		claim = &Offer{Version: claim.Version, Overlap: claim.Overlap}
+	}
+
 	data := make(map[string]any, len(e.Data)+4)
 	for name, value := range e.Data {
 		data[name] = value
@@ -175,7 +195,7 @@ func newEntry(e *Event, unfiltered bool) ([]byte, error) {
 		}
 	}
 	return json.Marshal(entry{
-		Schema: entrySchema, ID: e.ID, Type: e.Type, Time: e.Time.UTC().Truncate(time.Millisecond), KeyID: e.KeyID, Data: raw, Claim: e.Claim,
+		Schema: entrySchema, ID: e.ID, Type: e.Type, Time: e.Time.UTC().Truncate(time.Millisecond), KeyID: e.KeyID, Data: raw, Claim: claim,
 		Unfiltered: unfiltered,
 	})
 }

@@ -82,6 +82,18 @@ func (e entries) PutClaim(ctx context.Context, day, id string, entry []byte) err
 func (e entries) DeleteClaim(ctx context.Context, day, id string) error {
 	return e.storage.Delete(ctx, "claim/"+day+"/"+id)
 }
+func (e entries) ListClaimEnds(ctx context.Context) ([]string, error) {
+	return e.storage.List(ctx, "claimend/")
+}
+func (e entries) ListClaimEnd(ctx context.Context, minute string) ([]string, error) {
+	return e.storage.List(ctx, "claimend/"+minute+"/")
+}
+func (e entries) PutClaimEnd(ctx context.Context, minute, name string) error {
+	return e.put(ctx, "claimend/"+minute+"/"+name, nil)
+}
+func (e entries) DeleteClaimEnd(ctx context.Context, minute, name string) error {
+	return e.storage.Delete(ctx, "claimend/"+minute+"/"+name)
+}
 
 // rig is a Deliverer with all that it needs.
 type rig struct {

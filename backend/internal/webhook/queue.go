@@ -327,7 +327,15 @@ func (q *queue) attempt(ctx context.Context, s *stream) func(context.Context) {
 	var code string
 	var expires time.Time
 	if e.Claim != nil && h.Deliver == DeliverClaim && q.d.claims != nil {
-		if code, expires, err = q.d.claims.offer(ctx, h, e); err != nil {
+		code, expires, err = q.d.claims.offer(ctx, h, e)
+		switch {
+		case errors.Is(err, errDamagedClaim):
+			// It may have been redeemed, so it is not made again. The event
+			// itself can be told.
+			q.d.logger.Error("a stored claim is not readable; its event goes without a code", "webhook", q.name, "event", messageID(e.ID))
+		case errors.Is(err, errNewer):
+			return q.unreadableEntry(s, seq, err)
+		case err != nil:
 			return func(ctx context.Context) { q.storageFailed(ctx, s, err) }
 		}
 	}
@@ -636,17 +644,17 @@ func (q *queue) attemptsLogged() []Attempt {
 }
 
 // enqueue stores an event for this hook, if it wants it.
-func (q *queue) enqueue(ctx context.Context, e *Event, id string, encoded func(unfiltered bool) ([]byte, error)) error {
+func (q *queue) enqueue(ctx context.Context, e *Event, id string, encoded encoder) error {
 	if q.isDeleted() {
 		return nil // its outbox is being removed, which takes long and holds the lock
 	}
 	q.entry.RLock()
 	defer q.entry.RUnlock()
-	accepted, unfiltered := q.accepts(e, id)
+	accepted, unfiltered, sealed := q.accepts(e, id)
 	if !accepted {
 		return nil
 	}
-	raw, err := encoded(unfiltered)
+	raw, err := encoded(unfiltered, sealed)
 	if err != nil {
 		return err
 	}
@@ -661,31 +669,37 @@ func (q *queue) enqueue(ctx context.Context, e *Event, id string, encoded func(u
 	return nil
 }
 
-// accepts tells whether an event is to be stored for this hook, and whether
-// its filters have still to be asked because the hook cannot be read now.
-func (q *queue) accepts(e *Event, id string) (accepted, unfiltered bool) {
+// accepts tells whether an event is to be stored for this hook, whether its
+// filters have still to be asked because the hook cannot be read now, and
+// whether the hook delivers claims, or may.
+func (q *queue) accepts(e *Event, id string) (accepted, unfiltered, sealed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	most := q.d.keptDisabled
 	switch {
 	case q.unread != nil && q.unread.keeps:
-		unfiltered = true
+		unfiltered, sealed = true, true
 	case !q.alive() || !q.hook.Wants(*e):
-		return false, false
-	case q.hook.Enabled:
-		most = q.d.keptEnabled
+		return false, false, false
+	default:
+		sealed = q.hook.Deliver == DeliverClaim
+		if q.hook.Enabled {
+			most = q.d.keptEnabled
+		}
 	}
 	if q.has(id, e.Seq) || q.d.settled.Contains(q.name+"\x00"+position(id, e.Seq)) {
-		return false, false
+		return false, false, false
 	}
-	if q.pending < most {
-		return true, unfiltered
+	// A key that is nowhere else is kept beyond the bound: what makes such
+	// events waits while the outbox is full (Claimable).
+	if q.pending < most || sealed && !unfiltered && e.Claim != nil && len(e.Claim.Sealed) > 0 {
+		return true, unfiltered, sealed
 	}
 	if unfiltered {
 		q.unread.dropped++
 	}
 	q.noteLocked(func(h *Hook) { h.Dropped++ })
-	return false, false
+	return false, false, false
 }
 
 // recover lists the outbox. Nothing is sent meanwhile: the queue is not in use

@@ -30,4 +30,10 @@ type ClaimStorage interface {
 	GetClaim(ctx context.Context, day, id string) ([]byte, error)
 	PutClaim(ctx context.Context, day, id string, entry []byte) error
 	DeleteClaim(ctx context.Context, day, id string) error
+
+	// The ends of claims: empty entries in a folder per minute.
+	ListClaimEnds(ctx context.Context) ([]string, error)
+	ListClaimEnd(ctx context.Context, minute string) ([]string, error)
+	PutClaimEnd(ctx context.Context, minute, name string) error
+	DeleteClaimEnd(ctx context.Context, minute, name string) error
 }

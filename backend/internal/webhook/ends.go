@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package webhook
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A claim may hold the only copy of a key, encrypted. It is removed when the
+// claim is redeemed, in the same write, and after its life. To find the latter
+// without a look at all claims, each is filed under the minute of its end
+// before it is written. What is filed and needs nothing is harmless.
+
+// endMinute is the minute in which a claim that expires at t is looked at.
+func endMinute(t time.Time) int64 { return (t.Unix() + 59) / 60 }
+
+// noteEnd files a claim under the end of its life.
+func (c *Claims) noteEnd(ctx context.Context, p claimPath, end time.Time) error {
+	minute := endMinute(end)
+	if err := c.storage.PutClaimEnd(ctx, strconv.FormatInt(minute, 10), p.day+"."+p.id); err != nil {
+		return err
+	}
+	c.endsMu.Lock()
+	defer c.endsMu.Unlock()
+	if c.ends != nil {
+		c.ends[minute] = struct{}{}
+	}
+	return nil
+}
+
+// sweepEnds removes the keys of claims whose life is over.
+func (c *Claims) sweepEnds(ctx context.Context) error {
+	minutes, err := c.overdueEnds(ctx)
+	if err != nil {
+		return err
+	}
+	for _, minute := range minutes {
+		folder := strconv.FormatInt(minute, 10)
+		names, err := c.storage.ListClaimEnd(ctx, folder)
+		if err != nil {
+			return fmt.Errorf("list the ends of claims: %w", err)
+		}
+		for _, name := range names {
+			if err := c.end(ctx, name); err != nil {
+				return err
+			}
+			if err := c.storage.DeleteClaimEnd(ctx, folder, name); err != nil {
+				return fmt.Errorf("delete the end of a claim: %w", err)
+			}
+		}
+		c.endsMu.Lock()
+		delete(c.ends, minute)
+		c.endsMu.Unlock()
+	}
+	return nil
+}
+
+// overdueEnds are the minutes that are over, the oldest first.
+func (c *Claims) overdueEnds(ctx context.Context) ([]int64, error) {
+	c.endsMu.Lock()
+	defer c.endsMu.Unlock()
+	if c.ends == nil {
+		folders, err := c.storage.ListClaimEnds(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("list the ends of claims: %w", err)
+		}
+		c.ends = map[int64]struct{}{}
+		for _, name := range folders {
+			if minute, err := strconv.ParseInt(strings.TrimSuffix(name, "/"), 10, 64); err == nil {
+				c.ends[minute] = struct{}{}
+			}
+		}
+	}
+	var due []int64
+	now := c.clock.Now().Unix()
+	for minute := range maps.Keys(c.ends) {
+		if minute*60 <= now {
+			due = append(due, minute)
+		}
+	}
+	slices.Sort(due)
+	return due, nil
+}
+
+// end removes the key of the claim that is filed as name, if its life is over.
+// One that cannot be read is deleted: its code is then unknown.
+func (c *Claims) end(ctx context.Context, name string) error {
+	day, id, ok := strings.Cut(name, ".")
+	if !ok || len(id) != claimIDLength {
+		return nil
+	}
+	defer c.lock(claimPath{digest: id})()
+	raw, err := c.storage.GetClaim(ctx, day, id)
+	if err != nil {
+		return fmt.Errorf("read a claim: %w", err)
+	}
+	if raw == nil {
+		return nil
+	}
+	entry := &claimEntry{}
+	switch err := json.Unmarshal(raw, entry); {
+	case errors.Is(err, errNewer):
+		return nil
+	case err != nil:
+		if err := c.storage.DeleteClaim(ctx, day, id); err != nil {
+			return fmt.Errorf("delete a claim: %w", err)
+		}
+		return nil
+	}
+	if len(entry.Sealed) == 0 || c.clock.Now().Before(entry.Expires) {
+		return nil
+	}
+	entry.Sealed = nil
+	if err := c.put(ctx, claimPath{day: day, id: id}, entry); err != nil {
+		return fmt.Errorf("write a claim: %w", err)
+	}
+	return nil
+}
