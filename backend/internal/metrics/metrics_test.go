@@ -203,9 +203,9 @@ func TestEveryEventAndEveryCodeBeginsAtZero(t *testing.T) {
 	for _, event := range constants(t, "key.go", "EventType") {
 		wants(t, out, fmt.Sprintf(`apikeys_transitions_total{type="%s"} 0`, event))
 	}
-	for _, code := range constants(t, "verify.go", "Code") {
+	for _, code := range record.Codes() {
 		role := "r"
-		if code == string(record.CodeNotFound) || code == string(record.CodeMalformed) {
+		if code == record.CodeNotFound || code == record.CodeMalformed {
 			role = ""
 		}
 		wants(t, out, fmt.Sprintf(`apikeys_verifications_total{code="%s",role="%s"} 0`, code, role))
@@ -328,6 +328,22 @@ func TestOutboxesAndCachesAreReadWhenAsked(t *testing.T) {
 	wants(t, text(t, m, none()), `apikeys_outbox_depth{hook="hook000999"} 2`, `apikeys_outbox_depth{hook=""} 10`)
 }
 
+func TestWhatVerifiersAskIsCounted(t *testing.T) {
+	t.Parallel()
+	m := New(clock.NewManual(epoch), "", "")
+	wants(t, text(t, m, none()), `apikeys_syncs_total{result="reset"} 0`, `apikeys_lookups_total{result="limited"} 0`)
+	m.SetVerifiers(func() int { return 3 })
+	m.Synced(true, true)
+	m.Synced(false, true)
+	m.Synced(false, false)
+	m.Synced(false, false)
+	m.LookedUp(5, 4, 3, 2)
+	wants(t, text(t, m, none()), `apikeys_verifiers_live 3`,
+		`apikeys_syncs_total{result="first"} 1`, `apikeys_syncs_total{result="reset"} 1`, `apikeys_syncs_total{result="changes"} 2`,
+		`apikeys_lookups_total{result="found"} 5`, `apikeys_lookups_total{result="missing"} 4`,
+		`apikeys_lookups_total{result="limited"} 3`, `apikeys_lookups_total{result="unreadable"} 2`)
+}
+
 func TestConcurrentUseCountsEverything(t *testing.T) {
 	t.Parallel()
 	m := New(clock.NewManual(epoch), "", "")
@@ -356,6 +372,7 @@ func full(t *testing.T) []*dto.MetricFamily {
 	m.role("trading")
 	m.SetOutbox(func() map[string]int { return map[string]int{"crm": 1} })
 	m.SetCaches(func() []store.CacheUse { return []store.CacheUse{{Cache: "keys"}} })
+	m.SetVerifiers(func() int { return 3 })
 	_ = text(t, m, &open{ids: []string{"a"}, judge: func(context.Context, string) (Rollover, error) {
 		return Rollover{Health: health.OnTrack, Ends: epoch.Add(time.Hour)}, nil
 	}})
