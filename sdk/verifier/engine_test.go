@@ -298,11 +298,11 @@ func (e *engine) rotate(t testing.TB, id string, overlap time.Duration) (apiKey 
 	return apiKey
 }
 
-func (e *engine) end(id string, state record.State) {
+func (e *engine) revoke(id string) {
 	e.change(id, func(r *record.Record) {
 		r.Recorded = e.now()
 		v := r.Version(1)
-		v.State, v.EndedTime = state, e.now()
+		v.State, v.EndedTime = record.StateRevoked, e.now()
 	})
 }
 

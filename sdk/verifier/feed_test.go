@@ -52,7 +52,7 @@ func TestABadAnswerIsNoGoodSync(t *testing.T) {
 				v.unavailable(apiKey)
 				// It recovers, and has missed nothing: the next request asks for a reset.
 				e.set(func() { e.spoilSync, e.refuse = nil, nil })
-				e.end(id, record.StateRevoked)
+				e.revoke(id)
 				time.Sleep(poll)
 				v.refuses(record.CodeRevoked, apiKey)
 				e.set(func() {
@@ -83,7 +83,7 @@ func TestAFeedThatHangsIsLostAndLeavesNoGoroutines(t *testing.T) {
 			t.Errorf("%d polls failed in 5 minutes: want one at a time, each for 2 seconds", n)
 		}
 		e.set(func() { e.hang = false })
-		e.end(id, record.StateRevoked)
+		e.revoke(id)
 		time.Sleep(3 * time.Second)
 		v.refuses(record.CodeRevoked, apiKey)
 	})

@@ -146,7 +146,7 @@ func TestRevocationIsRefusedWithinThePoll(t *testing.T) {
 		v := start(t, e)
 		synctest.Wait()
 		v.accepts(apiKey)
-		e.end(id, record.StateRevoked)
+		e.revoke(id)
 		time.Sleep(poll)
 		v.refuses(record.CodeRevoked, apiKey)
 		asked := e.asked()
@@ -211,7 +211,7 @@ func TestARecordReadBeforeARevocationIsNotCachedAfterIt(t *testing.T) {
 		go func() { done <- v.verify(apiKey) }()
 		synctest.Wait()
 		e.set(func() { e.delay = 0 })
-		e.end(id, record.StateRevoked)
+		e.revoke(id)
 		<-done
 		v.refuses(record.CodeRevoked, apiKey)
 	})
@@ -515,7 +515,7 @@ func TestImportedKeysAreFoundByDigest(t *testing.T) {
 		v.accepts(apiKey)
 		v.accepts(second)
 		v.refuses(record.CodeMalformed, apiKey+"x")
-		e.end(id, record.StateRevoked)
+		e.revoke(id)
 		time.Sleep(poll)
 		v.refuses(record.CodeRevoked, apiKey)
 		v.accepts(second)
@@ -631,7 +631,7 @@ func TestAFloodOfUnknownKeysStarvesNoKnownOne(t *testing.T) {
 				}
 			})
 		}
-		e.end(id, record.StateRevoked)
+		e.revoke(id)
 		before := time.Now()
 		v.refuses(record.CodeRevoked, apiKey, verifier.Check{Scopes: []string{"admin"}})
 		if took := time.Since(before); took > 50*time.Millisecond {
