@@ -25,6 +25,8 @@ const (
 	changesKept = time.Minute
 	// maxSkew is from where on the skew of the wall clock is worth a word.
 	maxSkew = 2 * time.Second
+	// usedLately is for how many ticks a key counts as in use.
+	usedLately = 10
 	// maxEpoch bounds the length of an epoch.
 	maxEpoch = 128
 )
@@ -200,6 +202,7 @@ func (v *Verifier) apply(f *feedState, a *SyncAnswer, sent, received mono) {
 	v.records.Unlock()
 	if reset {
 		v.stats.resets.Add(1)
+		again = v.inUse(received)
 	}
 	if f.generation == 0 {
 		close(v.synced)
@@ -207,6 +210,20 @@ func (v *Verifier) apply(f *feedState, a *SyncAnswer, sent, received mono) {
 	if len(again) > 0 {
 		v.known.refetch(again)
 	}
+}
+
+// inUse returns the keys that have just been used. After a reset they are
+// fetched together, before each of their next uses would.
+func (v *Verifier) inUse(now mono) []keyID {
+	var ids []keyID
+	for e := range v.cache.all() {
+		if last := tick(e.first.last.Load()); last > 0 && last+usedLately >= now.tick() {
+			if ids = append(ids, e.id); len(ids) == knownQueue/2 {
+				break
+			}
+		}
+	}
+	return ids
 }
 
 // role returns the mark of a role. The caller holds v.records.

@@ -238,6 +238,7 @@ func TestANewEpochHasAllRevalidatedOnNextUse(t *testing.T) {
 		v := start(t, e)
 		synctest.Wait()
 		v.accepts(apiKey)
+		time.Sleep(time.Minute) // a key in use is fetched at once
 		asked := e.asked()
 		e.restart() // and a revocation that its feed does not tell
 		e.set(func() {
