@@ -266,6 +266,9 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 		return nil, err
 	}
 	reports, err := s.Reports(ctx)
+	if err == nil {
+		err = usage.CheckReports(reports)
+	}
 	if err != nil {
 		return nil, err
 	}

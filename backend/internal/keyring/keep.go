@@ -11,6 +11,8 @@ type (
 	requestFields Request
 	cleanupFields Cleanup
 	eventFields   Event
+
+	confirmationFields Confirmation
 )
 
 // MarshalJSON keeps the fields that UnmarshalJSON did not know.
@@ -37,6 +39,17 @@ func (c Cleanup) MarshalJSON() ([]byte, error) { return jsonkeep.Marshal(cleanup
 // UnmarshalJSON reads what a tombstone has still to remove.
 func (c *Cleanup) UnmarshalJSON(data []byte) (err error) {
 	c.extra, err = jsonkeep.Unmarshal(data, (*cleanupFields)(c))
+	return err
+}
+
+// MarshalJSON keeps the fields that UnmarshalJSON did not know.
+func (c Confirmation) MarshalJSON() ([]byte, error) {
+	return jsonkeep.Marshal(confirmationFields(c), c.extra)
+}
+
+// UnmarshalJSON reads a stored confirmation.
+func (c *Confirmation) UnmarshalJSON(data []byte) (err error) {
+	c.extra, err = jsonkeep.Unmarshal(data, (*confirmationFields)(c))
 	return err
 }
 

@@ -130,6 +130,8 @@ type Confirmation struct {
 	Instance string    `json:"instance"`
 	Version  int       `json:"version"`
 	Time     time.Time `json:"time"`
+
+	extra jsonkeep.Extra
 }
 
 // Cleanup lists the index entries of a deleted key.

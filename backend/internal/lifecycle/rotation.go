@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
 )
@@ -17,13 +18,27 @@ import (
 // ErrRequestDiffers says that a request_id was used before for other wishes.
 var ErrRequestDiffers = errors.New("request_id was used before with other parameters")
 
-// RotateWish is what a caller asks of one rotation; nil follows the role.
+// RotateWish is what a caller asks of one rotation, as a job stores it; nil
+// follows the role.
 type RotateWish struct {
-	Overlap         *time.Duration
-	OverlapScopes   []string
-	ActivationDelay *time.Duration
-	RequestID       string
-	Force           bool
+	Overlap         *time.Duration `json:"overlap,omitempty"`
+	OverlapScopes   []string       `json:"overlap_scopes,omitzero"` // empty is not absent
+	ActivationDelay *time.Duration `json:"activation_delay,omitempty"`
+	RequestID       string         `json:"request_id,omitempty"`
+	Force           bool           `json:"force,omitempty"`
+
+	extra jsonkeep.Extra
+}
+
+type wishFields RotateWish
+
+// MarshalJSON keeps the fields that UnmarshalJSON did not know.
+func (w RotateWish) MarshalJSON() ([]byte, error) { return jsonkeep.Marshal(wishFields(w), w.extra) }
+
+// UnmarshalJSON reads a stored wish.
+func (w *RotateWish) UnmarshalJSON(data []byte) (err error) {
+	w.extra, err = jsonkeep.Unmarshal(data, (*wishFields)(w))
+	return err
 }
 
 // options fills in what the role lays down.

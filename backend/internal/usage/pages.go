@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
 )
 
 const (
@@ -48,6 +50,8 @@ type page struct {
 	// Serial grows with each write of the page.
 	Serial uint64              `json:"serial,omitempty"`
 	Keys   map[string]*keyPage `json:"keys"`
+
+	extra jsonkeep.Extra
 }
 
 // keyPage is what is stored of one key, by version and source.
@@ -55,6 +59,8 @@ type keyPage struct {
 	Versions map[int]map[string]*sourcePage `json:"v"`
 	// Lost is the highest version that had to make room.
 	Lost int `json:"x,omitempty"`
+
+	extra jsonkeep.Extra
 }
 
 // sourcePage is what is stored of one source of one version. Its names are
@@ -115,10 +121,10 @@ func decodePage(data []byte) (*page, error) {
 		return p, nil
 	}
 	if err := json.Unmarshal(data, p); err != nil {
+		if newer := jsonkeep.CheckSchema(data, pageSchema); newer != nil && json.Valid(data) {
+			return nil, fmt.Errorf("%w: %w", errDamaged, newer)
+		}
 		return nil, errDamaged
-	}
-	if p.Schema > pageSchema {
-		return nil, fmt.Errorf("%w: it has schema %d, and this plugin reads up to %d", errDamaged, p.Schema, pageSchema)
 	}
 	if p.Keys == nil {
 		p.Keys = map[string]*keyPage{}
@@ -299,7 +305,7 @@ func (p *page) split(name string) map[string]*page {
 	halves := map[string]*page{}
 	length := 0
 	for _, half := range halvesOf(name) {
-		halves[half] = &page{Schema: pageSchema, Serial: p.Serial, Keys: map[string]*keyPage{}}
+		halves[half] = &page{Schema: pageSchema, Serial: p.Serial, Keys: map[string]*keyPage{}, extra: p.extra}
 		length = len(half)
 	}
 	for id, k := range p.Keys {

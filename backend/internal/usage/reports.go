@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
 )
 
 const (
@@ -51,6 +53,29 @@ type Reports struct {
 	// while there are none. It is never dropped.
 	forgotten *verifier
 	dirty     bool
+	// extra are the stored fields that this code does not know.
+	extra jsonkeep.Extra
+}
+
+// reportsSchema is the major version of the stored form.
+const reportsSchema = 1
+
+// storedReports is what is stored of Reports.
+type storedReports struct {
+	Schema    int                  `json:"schema"`
+	Verifiers map[string]*verifier `json:"verifiers"`
+}
+
+// CheckReports refuses reports that a newer major version has stored. Damaged
+// ones are for NewReports.
+func CheckReports(data []byte) error {
+	var head struct {
+		Schema int `json:"schema"`
+	}
+	if json.Unmarshal(data, &head) != nil || head.Schema <= reportsSchema {
+		return nil
+	}
+	return fmt.Errorf("the stored reports of verifiers: %w", jsonkeep.CheckSchema(data, reportsSchema))
 }
 
 // Verifier is what is known of one verifier.
@@ -112,9 +137,11 @@ func NewReports(data []byte, now time.Time) *Reports {
 	if data == nil {
 		return r
 	}
-	err := json.Unmarshal(data, &r.verifiers)
-	if r.verifiers == nil { // it is stored as null
-		r.verifiers = map[string]*verifier{}
+	var stored storedReports
+	extra, err := jsonkeep.Unmarshal(data, &stored)
+	if r.extra = extra; stored.Verifiers != nil {
+		r.verifiers = stored.Verifiers
+	} else { // null, or not there
 		err = errDamaged
 	}
 	r.forgotten = r.verifiers[forgottenName]
@@ -389,7 +416,7 @@ func (r *Reports) Encode() ([]byte, error) {
 		return nil, nil
 	}
 	for {
-		data, err := json.Marshal(r.stored())
+		data, err := jsonkeep.Marshal(storedReports{Schema: reportsSchema, Verifiers: r.stored()}, r.extra)
 		if err != nil {
 			return nil, fmt.Errorf("encode usage reports: %w", err)
 		}

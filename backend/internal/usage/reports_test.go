@@ -132,9 +132,9 @@ func TestAVerifierThatIsForgottenStillDelaysDrained(t *testing.T) {
 func TestReportsThatAreDamagedAreNotTakenForNone(t *testing.T) {
 	t.Parallel()
 	for name, data := range map[string]string{
-		"no JSON": "{", "null": "null", "another type": `[1]`, "a verifier that is none": `{"c|v": null}`, "a boot that is none": `{"c|v": {"boots": [null]}}`,
-		"a field of another type":          `{"c|v": {"last_seen": 5}, "c|w": {"last_seen": "2030-01-01T12:00:00Z", "reported_through": "2030-01-01T13:00:00Z"}}`,
-		"the forgotten ones that are none": `{"": null}`,
+		"no JSON": "{", "null": "null", "another type": `[1]`, "a verifier that is none": `{"schema":1,"verifiers":{"c|v": null}}`, "a boot that is none": `{"schema":1,"verifiers":{"c|v": {"boots": [null]}}}`,
+		"a field of another type":          `{"schema":1,"verifiers":{"c|v": {"last_seen": 5}, "c|w": {"last_seen": "2030-01-01T12:00:00Z", "reported_through": "2030-01-01T13:00:00Z"}}}`,
+		"the forgotten ones that are none": `{"schema":1,"verifiers":{"": null}}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -507,7 +507,7 @@ func (q *queue) install(h, before *Hook) {
 	if before == nil {
 		return
 	}
-	if enabled || before.URL != h.URL || before.AllowPrivate != h.AllowPrivate || !slices.Equal(before.Secrets, h.Secrets) {
+	if enabled || before.URL != h.URL || before.AllowPrivate != h.AllowPrivate || !slices.EqualFunc(before.Secrets, h.Secrets, Secret.same) {
 		// What was wrong may be right now.
 		q.failures = 0
 		q.hurry()

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
 )
 
 const (
@@ -28,6 +30,22 @@ const (
 type Secret struct {
 	Value string    `json:"value"`
 	Until time.Time `json:"until,omitzero"`
+
+	extra jsonkeep.Extra
+}
+
+// same tells whether two secrets sign alike for the same time.
+func (s Secret) same(o Secret) bool { return s.Value == o.Value && s.Until.Equal(o.Until) }
+
+type secretFields Secret
+
+// MarshalJSON keeps the fields that UnmarshalJSON did not know.
+func (s Secret) MarshalJSON() ([]byte, error) { return jsonkeep.Marshal(secretFields(s), s.extra) }
+
+// UnmarshalJSON reads a stored secret.
+func (s *Secret) UnmarshalJSON(data []byte) (err error) {
+	s.extra, err = jsonkeep.Unmarshal(data, (*secretFields)(s))
+	return err
 }
 
 // String keeps the secret out of whatever prints a hook.
