@@ -29,6 +29,7 @@ E2E_FLAGS  ?= -v -count=1 -p 1 -parallel 4 -timeout 20m
 E2E        ?= ./e2e/...
 BENCH      ?= .
 FUZZTIME   ?= 10s
+CHECKS     ?= 2000
 
 .PHONY: help
 help: ## Show this list
@@ -100,6 +101,11 @@ docs-check: ## Links of the docs, licence headers, shell syntax
 bench: ## Operation counts and throughput, beside their budgets
 	go test -run '^$$' -bench '$(BENCH)' -benchmem $(UNIT)
 	@bin=$$(scripts/vault.sh) && set -x && VAULT_BIN=$$bin APIKEYS_E2E_REQUIRE=1 go test -run '^$$' -bench '$(BENCH)' -timeout 30m $(E2E)
+
+.PHONY: model
+model: ## The tests against the reference model, of crashes and of concurrency, at length (CHECKS=2000)
+	APIKEYS_MODEL=large go test -count=1 -timeout 2h -run 'TestTheMountBehavesAsItsModel|TestEveryCrash|TestOneKeyIsLinearizable|TestKeyBehavesAsItsTwin' \
+		./backend ./backend/internal/keyring -rapid.checks=$(CHECKS)
 
 .PHONY: fuzz
 fuzz: ## Each fuzz test for FUZZTIME (10s)

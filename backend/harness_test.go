@@ -52,6 +52,10 @@ type mount struct {
 	// Who makes the requests.
 	entity, accessor, display string
 
+	// damaged tells that storage holds what no code has written, so that
+	// answers need not be complete.
+	damaged bool
+
 	mu      sync.Mutex
 	secrets map[string]bool
 	texts   []string // errors, warnings, lists and names that were answered
@@ -232,12 +236,18 @@ func (m *mount) request(op logical.Operation, path string, data object) *answer 
 // rawRequest is request with data that reach the engine as they are.
 func (m *mount) rawRequest(op logical.Operation, path string, data object) *answer {
 	m.t.Helper()
-	ctx := m.t.Context()
 	for _, field := range []string{fieldImportKey, fieldAPIKey} {
 		if s, ok := data[field].(string); ok && op != logical.DeleteOperation {
 			m.secret(s)
 		}
 	}
+	return m.send(op, path, data)
+}
+
+// send is rawRequest with data of which nothing counts as a secret.
+func (m *mount) send(op logical.Operation, path string, data object) *answer {
+	m.t.Helper()
+	ctx := m.t.Context()
 	req := m.newRequest(op, path, maps.Clone(data))
 	if op == logical.CreateOperation || op == logical.UpdateOperation {
 		found, exists, err := m.HandleExistenceCheck(ctx, req)
@@ -315,7 +325,7 @@ func (m *mount) collect(v any) {
 func (m *mount) validate(req *logical.Request, resp *logical.Response) {
 	m.t.Helper()
 	t, ok := m.t.(*testing.T)
-	if !ok {
+	if !ok || m.damaged {
 		return // the schema's checker knows no other
 	}
 	path := m.Route(req.Path)

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"reflect"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// keyAsk is a request about the one key, and keyAnswer what came of it.
+type keyAsk struct {
+	verb    string
+	version int
+	flag    bool
+	token   string
+}
+
+type keyAnswer struct {
+	status, version int
+	code, token     string
+}
+
+// linearRole never prunes, so that every version stays to be seen.
+var linearRole = refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, accepted: 4, keep: 100, scopes: []string{"a"}}
+
+// step is what the reference model makes of a request. It tells whether the
+// answer can have been given in this state, and the state after it.
+func step(k *refKey, in keyAsk, out keyAnswer) (bool, *refKey) {
+	before, next := k, k.clone()
+	ok, made := true, (*refVersion)(nil)
+	switch in.verb {
+	case "rotate":
+		made, ok = next.rotate(epoch, linearRole, rotation{force: in.flag})
+	case "delay":
+		delay := time.Hour
+		made, ok = next.rotate(epoch, linearRole, rotation{force: in.flag, delay: &delay})
+	case "promote":
+		if ok = next.in("pending") != nil; ok {
+			next.promote(epoch, linearRole)
+		}
+	case "rollback":
+		ok = next.rollback(epoch, linearRole, in.version, false, in.flag)
+	case "revoke":
+		made, ok = next.revoke(epoch, linearRole, in.version, false, in.flag, true, false)
+	case "extend":
+		ok = next.extend(epoch, linearRole, in.version, 3*time.Hour)
+	case "retire":
+		ok = next.retireNow(epoch, in.version)
+	case "verify":
+		ref := &reference{roles: map[string]refRole{"r": linearRole}, keys: map[string]*refKey{"acme": k}}
+		code, _, v := ref.verdict(epoch, in.token, false, nil)
+		return out.status == http.StatusOK && code == out.code && (v == nil || v.number == out.version), before
+	case "static-creds":
+		status, v := k.served(epoch)
+		return status == out.status && (v == nil || v.number == out.version && (v.token == "" || v.token == out.token)), before
+	}
+	if !ok {
+		return out.status == http.StatusBadRequest, before
+	}
+	if made != nil {
+		if made.number != out.version || out.token == "" {
+			return false, before
+		}
+		made.token = out.token
+	}
+	return out.status == http.StatusOK, next
+}
+
+// TestOneKeyIsLinearizable has several clients change and use one key at once.
+// There is an order of their requests, each between its beginning and its end,
+// in which the reference model gives the same answers.
+func TestOneKeyIsLinearizable(t *testing.T) {
+	t.Parallel()
+	rounds, clients, requests := 6, 4, 14
+	if raceDetector {
+		rounds = 3
+	}
+	if modelIsLarge() {
+		rounds, clients = 100, 5
+	}
+	for round := range rounds {
+		t.Run(fmt.Sprint("round ", round+1), func(t *testing.T) {
+			t.Parallel()
+			m := newMount(t)
+			m.still()
+			m.role(object{"scopes": []any{"a"}, "overlap_period": "1h", "max_overlap_period": "12h", "rollback_window": "4h", "max_accepted_versions": 4, "max_versions": 100})
+			tokens := []string{m.key("acme", nil)}
+			first := &refKey{name: "acme", role: "r", recorded: epoch, rotated: epoch}
+			first.activate(epoch, linearRole, first.add(epoch, true))
+			first.versions[0].token = tokens[0]
+			var mu sync.Mutex
+			var history []porcupine.Operation
+			began := time.Now() //nolint:forbidigo // the order of calls is one of the machine's time
+			var all sync.WaitGroup
+			for client := range clients {
+				random := rand.New(rand.NewPCG(uint64(round), uint64(client))) //nolint:gosec // any numbers will do
+				all.Go(func() {
+					for range requests {
+						mu.Lock()
+						in := anyAsk(random, tokens)
+						mu.Unlock()
+						call := time.Since(began).Nanoseconds()
+						out := m.askKey(in)
+						end := time.Since(began).Nanoseconds()
+						mu.Lock()
+						if out.token != "" && in.verb != "static-creds" {
+							tokens = append(tokens, out.token)
+						}
+						history = append(history, porcupine.Operation{ClientId: client, Input: in, Call: call, Output: out, Return: end})
+						mu.Unlock()
+					}
+				})
+			}
+			all.Wait()
+			model := porcupine.Model{
+				Init:              func() any { return first },
+				Step:              func(state, in, out any) (bool, any) { return step(state.(*refKey), in.(keyAsk), out.(keyAnswer)) }, //nolint:forcetypeassert // they are ours
+				Equal:             func(a, b any) bool { return reflect.DeepEqual(a, b) },
+				DescribeOperation: func(in, out any) string { return fmt.Sprintf("%+v: %+v", in, out) },
+			}
+			switch result := porcupine.CheckOperationsTimeout(model, history, time.Minute); result {
+			case porcupine.Illegal:
+				for _, op := range history {
+					ask, answered := op.Input.(keyAsk), op.Output.(keyAnswer) //nolint:forcetypeassert // they are ours
+					t.Logf("%d: %d to %d: %s %d %v: %d, version %d, %s", op.ClientId, op.Call, op.Return, ask.verb, ask.version, ask.flag, answered.status, answered.version, answered.code)
+				}
+				t.Error("no order of these requests explains their answers")
+			case porcupine.Unknown:
+				t.Error("whether the history is linearizable was not found out in a minute")
+			case porcupine.Ok:
+			}
+		})
+	}
+}
+
+func anyAsk(random *rand.Rand, tokens []string) keyAsk {
+	in := keyAsk{flag: random.IntN(2) == 0, version: 1 + random.IntN(6)}
+	switch n := random.IntN(14); {
+	case n < 3:
+		in.verb = "rotate"
+	case n < 10:
+		in.verb = []string{"delay", "promote", "rollback", "revoke", "extend", "retire", "static-creds"}[n-3]
+	default:
+		in.verb, in.token = "verify", tokens[random.IntN(len(tokens))]
+	}
+	return in
+}
+
+// askKey makes a request about the key.
+func (m *mount) askKey(in keyAsk) keyAnswer {
+	op, path, data := logical.Operation(logical.UpdateOperation), in.verb+"/acme", object{}
+	switch in.verb {
+	case "rotate":
+		data[fieldForce] = in.flag
+	case "delay":
+		path, data = "rotate/acme", object{fieldForce: in.flag, fieldActivationDelay: "1h"}
+	case "rollback":
+		data = object{fieldVersion: in.version, fieldForce: in.flag}
+	case "revoke":
+		data = object{fieldVersion: in.version, fieldCompromised: in.flag, fieldRotate: true}
+	case "extend":
+		data = object{fieldVersion: in.version, fieldOverlapPeriod: "3h"}
+	case "retire":
+		data = object{fieldVersion: in.version, fieldForce: true}
+	case "verify":
+		path, data = "verify", object{fieldAPIKey: in.token}
+	case "static-creds":
+		op = logical.ReadOperation
+	}
+	a := m.request(op, path, data)
+	out := keyAnswer{status: a.status}
+	if n, ok := a.data[fieldVersion].(float64); ok {
+		out.version = int(n)
+	}
+	out.code, _ = a.data["code"].(string)
+	out.token, _ = a.data[fieldAPIKey].(string)
+	return out
+}

@@ -1,0 +1,578 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"maps"
+	"net/http"
+	"slices"
+	"time"
+)
+
+// The reference model is the mount as one would keep it on paper: what the
+// design says of each request, written down naively, with no storage, no index
+// and no background work. It knows of a key only what was asked and answered.
+
+// refRole is what a role lays down.
+type refRole struct {
+	overlap, maxOverlap, rollback, delay, ttl time.Duration
+	// period is that of automatic rotation, 0 for none.
+	period         time.Duration
+	accepted, keep int
+	drain          bool
+	scopes         []string
+}
+
+// refVersion is one version. state is what was last recorded of it; what time
+// has done since follows from the other fields.
+type refVersion struct {
+	number   int
+	token    string // "" where nobody has seen it
+	state    string
+	readable bool // its plaintext is stored
+
+	activated, promoteAt      time.Time
+	superseded, overlapEnds   time.Time
+	until, expire, restorable time.Time
+	ended                     time.Time
+	plannedOverlap, window    time.Duration
+	narrowed, plannedNarrowed []string
+	used, refused             int
+	lastUsed                  time.Time
+}
+
+// refKey is one key.
+type refKey struct {
+	name, role string
+	disabled   bool
+	scopes     []string // nil: those of the role
+	versions   []*refVersion
+	dormant    bool // ended by force
+	leased     bool
+	maxExpire  time.Time
+	// recorded is the time below which the key's does not run.
+	recorded, rotated time.Time
+	requests          map[string]refRequest
+}
+
+type refRequest struct {
+	asked   string
+	version int
+	at      time.Time
+}
+
+// reference is the whole mount.
+type reference struct {
+	roles map[string]refRole
+	keys  map[string]*refKey // by name; leased ones by id
+	// buried are the tokens of compromised versions of deleted keys.
+	buried map[string]bool
+	// imports tells that the mount has seen an import.
+	imports bool
+}
+
+func (m *reference) clone() *reference {
+	c := &reference{roles: maps.Clone(m.roles), keys: map[string]*refKey{}, buried: maps.Clone(m.buried), imports: m.imports}
+	for name, k := range m.keys {
+		c.keys[name] = k.clone()
+	}
+	return c
+}
+
+func (k *refKey) clone() *refKey {
+	c := *k
+	c.versions = nil
+	for _, v := range k.versions {
+		one := *v
+		c.versions = append(c.versions, &one)
+	}
+	c.requests = maps.Clone(k.requests)
+	return &c
+}
+
+// now is the time of the key: never below what was recorded.
+func (k *refKey) now(t time.Time) time.Time {
+	if t.Before(k.recorded) {
+		return k.recorded
+	}
+	return t
+}
+
+func soonest(t, limit time.Time) time.Time {
+	if !limit.IsZero() && limit.Before(t) {
+		return limit
+	}
+	return t
+}
+
+// over is when time alone ends the version, zero for never.
+func (v *refVersion) over() time.Time {
+	switch v.state {
+	case "pending", "active":
+		return v.expire
+	case "retiring":
+		return soonest(v.until, v.expire)
+	}
+	return time.Time{}
+}
+
+func (v *refVersion) at(now time.Time) string {
+	if end := v.over(); !end.IsZero() && !now.Before(end) {
+		return "retired"
+	}
+	return v.state
+}
+
+func (v *refVersion) accepted(now time.Time) bool {
+	return slices.Contains([]string{"pending", "active", "retiring"}, v.at(now))
+}
+
+func (v *refVersion) final() bool { return v.state == "revoked" || v.state == "compromised" }
+
+// agedOut tells of a retired version whether its age or its lease has ended it.
+func (v *refVersion) agedOut(now time.Time) bool {
+	end := v.ended
+	if over := v.over(); !over.IsZero() {
+		end = over
+	}
+	expired := !v.expire.IsZero() && !end.Before(v.expire)
+	return v.at(now) == "retired" && expired && (v.superseded.IsZero() || end.Before(v.overlapEnds))
+}
+
+func (v *refVersion) restorableAt(now time.Time) bool {
+	end := v.restorable
+	if v.state == "retiring" {
+		end = soonest(soonest(v.until, v.expire).Add(v.window), v.expire)
+	}
+	return v.at(now) == "retired" && now.Before(end) && (v.expire.IsZero() || now.Before(v.expire))
+}
+
+func (v *refVersion) retire(at time.Time) {
+	v.state, v.ended = "retired", at
+	if v.until.IsZero() || v.until.After(at) {
+		v.until = at
+	}
+	v.restorable = time.Time{}
+	if !v.activated.IsZero() && v.window > 0 && (v.expire.IsZero() || at.Before(v.expire)) {
+		v.restorable = soonest(at.Add(v.window), v.expire)
+	} else {
+		v.readable = false
+	}
+}
+
+func (v *refVersion) end(state string, at time.Time) {
+	if v.ended.IsZero() || v.ended.After(at) {
+		v.ended = at
+	}
+	v.state, v.readable, v.restorable = state, false, time.Time{}
+	if v.until.After(at) {
+		v.until = at
+	}
+}
+
+// settle records what time has ended by now.
+func (k *refKey) settle(now time.Time) {
+	for _, v := range k.versions {
+		if end := v.over(); !end.IsZero() && !now.Before(end) {
+			v.retire(end)
+		}
+		if v.state == "retired" && !now.Before(v.restorable) {
+			v.readable = false
+		}
+	}
+	k.recorded = now
+}
+
+func (k *refKey) version(number int) *refVersion {
+	for _, v := range k.versions {
+		if v.number == number {
+			return v
+		}
+	}
+	return nil
+}
+
+func (k *refKey) in(state string) *refVersion {
+	for _, v := range k.versions {
+		if v.state == state {
+			return v
+		}
+	}
+	return nil
+}
+
+func (k *refKey) latest() int { return k.versions[len(k.versions)-1].number }
+
+func (k *refKey) acceptedAt(now time.Time) (n int) {
+	for _, v := range k.versions {
+		if v.accepted(now) {
+			n++
+		}
+	}
+	return n
+}
+
+// makeRoom retires the oldest retiring versions by force until one more fits.
+func (k *refKey) makeRoom(now time.Time, r refRole, force bool) bool {
+	for k.acceptedAt(now)+1 > r.accepted {
+		i := slices.IndexFunc(k.versions, func(v *refVersion) bool { return v.at(now) == "retiring" })
+		if i < 0 || !force {
+			return false
+		}
+		k.versions[i].retire(now)
+		k.versions[i].overlapEnds = soonest(k.versions[i].overlapEnds, now)
+	}
+	return true
+}
+
+func (k *refKey) add(now time.Time, readable bool) *refVersion {
+	v := &refVersion{number: 1, state: "pending", readable: readable}
+	if len(k.versions) > 0 {
+		v.number = k.latest() + 1
+	}
+	k.versions = append(k.versions, v)
+	return v
+}
+
+func (k *refKey) activate(now time.Time, r refRole, v *refVersion) {
+	if v.activated.IsZero() && r.ttl > 0 && !k.leased {
+		v.expire = now.Add(r.ttl)
+	}
+	*v = refVersion{
+		number: v.number, token: v.token, state: "active", readable: v.readable, activated: now, expire: v.expire, window: v.window,
+		used: v.used, refused: v.refused, lastUsed: v.lastUsed,
+	}
+	k.dormant = false
+}
+
+func (k *refKey) supersede(now time.Time, r refRole, v *refVersion, overlap time.Duration, narrowed []string) {
+	v.superseded, v.window, v.narrowed = now, r.rollback, narrowed
+	v.overlapEnds = now.Add(overlap)
+	v.until = v.overlapEnds
+	if k.leased {
+		v.window = 0
+		v.until = soonest(v.until, k.maxExpire)
+	} else {
+		if r.drain && overlap > 0 && r.maxOverlap > overlap {
+			v.until = now.Add(r.maxOverlap)
+		}
+		v.until = soonest(v.until, v.expire)
+	}
+	v.overlapEnds = soonest(v.overlapEnds, v.until)
+	if !v.until.After(now) {
+		v.retire(v.until)
+		return
+	}
+	v.state = "retiring"
+}
+
+func (k *refKey) promote(now time.Time, r refRole) {
+	v := k.in("pending")
+	if active := k.in("active"); active != nil {
+		k.supersede(now, r, active, v.plannedOverlap, v.plannedNarrowed)
+	}
+	k.activate(now, r, v)
+}
+
+// prune forgets the oldest ended versions beyond what is kept.
+func (k *refKey) prune(now time.Time, r refRole) {
+	over := len(k.versions) - r.keep
+	last := k.latest()
+	k.versions = slices.DeleteFunc(k.versions, func(v *refVersion) bool {
+		goes := over > 0 && v.number != last && (v.state == "retired" || v.state == "revoked") && !now.Before(v.restorable)
+		if goes {
+			over--
+		}
+		return goes
+	})
+}
+
+// rotation is what is asked of a rotation; nil follows the role.
+type rotation struct {
+	overlap, delay *time.Duration
+	narrowed       []string
+	force          bool
+	// room is how many versions more than the role says are accepted.
+	room int
+}
+
+// rotate makes the next version. It tells whether that is allowed.
+func (k *refKey) rotate(t time.Time, r refRole, o rotation) (*refVersion, bool) {
+	now := k.now(t)
+	k.settle(now)
+	overlap, delay := r.overlap, r.delay
+	if o.overlap != nil {
+		overlap = *o.overlap
+		if overlap == 0 {
+			delay = 0
+		}
+	}
+	if o.delay != nil {
+		delay = *o.delay
+	}
+	r.accepted += o.room
+	active := k.in("active")
+	if active == nil || k.leased {
+		delay = 0
+	}
+	if k.disabled || k.leased && k.acceptedAt(now) == 0 || k.in("pending") != nil || overlap > r.maxOverlap {
+		return nil, false
+	}
+	if cutOver := active != nil && delay == 0 && overlap == 0; !cutOver && !k.makeRoom(now, r, o.force) {
+		return nil, false
+	}
+	v := k.add(now, true)
+	k.rotated = now
+	if delay > 0 {
+		v.promoteAt, v.plannedOverlap, v.plannedNarrowed = now.Add(delay), overlap, o.narrowed
+		if !active.expire.IsZero() {
+			left := active.expire.Sub(now)
+			v.promoteAt = soonest(v.promoteAt, active.expire.Add(-min(max(overlap, 3*time.Minute), left/2)))
+		}
+	} else {
+		if active != nil {
+			k.supersede(now, r, active, overlap, o.narrowed)
+		}
+		k.activate(now, r, v)
+	}
+	k.prune(now, r)
+	return v, true
+}
+
+func (k *refKey) rollback(t time.Time, r refRole, number int, revokeNewer, force bool) bool {
+	now := k.now(t)
+	k.settle(now)
+	former := k.in("active")
+	if k.disabled {
+		return false
+	}
+	var target *refVersion
+	if number != 0 {
+		target = k.version(number)
+	} else {
+		for _, v := range slices.Backward(k.versions) {
+			if former != nil && v.number >= former.number || v.state == "pending" {
+				continue
+			}
+			if target == nil {
+				target = v
+			}
+			if v.state == "retiring" || v.restorableAt(now) {
+				target = v
+				break
+			}
+		}
+	}
+	if target == nil || target.final() || target.state == "active" || target.state == "pending" ||
+		!target.expire.IsZero() && !now.Before(target.expire) || target.state == "retired" && !target.restorableAt(now) || !target.readable && !force {
+		return false
+	}
+	if pending := k.in("pending"); pending != nil && !revokeNewer {
+		pending.retire(now)
+	}
+	if revokeNewer {
+		for _, v := range k.versions {
+			if (v == former || v.number > target.number) && !v.final() {
+				v.end("revoked", now)
+			}
+		}
+	}
+	leaves := former != nil && (revokeNewer || r.overlap == 0)
+	if target.state == "retired" && !leaves && !k.makeRoom(now, r, force) {
+		return false
+	}
+	if former != nil && former.state == "active" {
+		k.supersede(now, r, former, r.overlap, nil)
+	}
+	k.activate(now, r, target)
+	k.rotated = now
+	k.prune(now, r)
+	return true
+}
+
+func (k *refKey) candidate(number int, fits func(*refVersion) bool) *refVersion {
+	if number != 0 {
+		return k.version(number)
+	}
+	var found *refVersion
+	for _, v := range k.versions {
+		if fits(v) {
+			if found != nil {
+				return nil
+			}
+			found = v
+		}
+	}
+	return found
+}
+
+func (k *refKey) extend(t time.Time, r refRole, number int, by time.Duration) bool {
+	now := k.now(t)
+	k.settle(now)
+	v := k.candidate(number, func(v *refVersion) bool { return v.state == "retiring" || v.restorableAt(now) })
+	if v == nil || v.final() || v.state == "active" || v.state == "pending" || v.state == "retired" && !v.restorableAt(now) {
+		return false
+	}
+	end := now.Add(by)
+	limit := soonest(v.superseded.Add(r.maxOverlap), v.expire)
+	if end.After(limit) || !end.After(now) || v.state == "retiring" && !end.After(v.overlapEnds) {
+		return false
+	}
+	if v.state == "retired" {
+		if !k.makeRoom(now, r, false) {
+			return false
+		}
+		v.until = time.Time{}
+	}
+	v.state, v.ended, v.restorable, v.overlapEnds = "retiring", time.Time{}, time.Time{}, end
+	if v.until.Before(end) {
+		v.until = end
+	}
+	return true
+}
+
+func (k *refKey) retireNow(t time.Time, number int) bool {
+	now := k.now(t)
+	k.settle(now)
+	v := k.candidate(number, func(v *refVersion) bool { return v.state == "retiring" })
+	if v == nil || v.state != "retiring" {
+		return false
+	}
+	v.retire(now)
+	v.overlapEnds = soonest(v.overlapEnds, now)
+	return true
+}
+
+// revoke ends versions. made is the one that a successor was made of.
+func (k *refKey) revoke(t time.Time, r refRole, number int, all, compromised, rotate, force bool) (made *refVersion, ok bool) {
+	now := k.now(t)
+	before := k.clone()
+	k.settle(now)
+	state := "revoked"
+	if compromised {
+		state = "compromised"
+	}
+	if !all && k.version(number) == nil {
+		return nil, false
+	}
+	active := k.in("active")
+	endsActive, changed := false, false
+	for _, v := range k.versions {
+		if !all && v.number != number || v.state == "compromised" || v.state == state {
+			continue
+		}
+		changed = true
+		endsActive = endsActive || v == active
+		v.end(state, now)
+	}
+	revives := all && active == nil && rotate && !k.leased
+	if !changed && !revives {
+		*k = *before // nothing is recorded
+		return nil, true
+	}
+	if endsActive || revives {
+		switch {
+		case !rotate || k.leased:
+			if !force && !rotate {
+				return nil, false
+			}
+			k.dormant = true
+		case k.in("pending") != nil:
+			k.promote(now, r)
+		default:
+			made = k.add(now, true)
+			k.rotated = now
+			k.activate(now, r, made)
+		}
+	} else if all && !rotate {
+		k.dormant = true
+	}
+	k.prune(now, r)
+	return made, true
+}
+
+// tick does what is due, but for drains and automatic rotations.
+func (k *refKey) tick(t time.Time, r refRole) {
+	now := k.now(t)
+	k.settle(now)
+	if v := k.in("pending"); v != nil && !k.disabled && !k.dormant && (k.in("active") == nil || !v.promoteAt.After(now)) {
+		k.promote(now, r)
+	}
+	k.prune(now, r)
+}
+
+// scopesOf are the scopes in force for a version.
+func (m *reference) scopesOf(k *refKey, v *refVersion) []string {
+	granted := m.roles[k.role].scopes
+	for _, limit := range [][]string{k.scopes, v.narrowed} {
+		if limit != nil {
+			granted = slices.DeleteFunc(slices.Clone(granted), func(s string) bool { return !slices.Contains(limit, s) })
+		}
+	}
+	return granted
+}
+
+// find returns the key and the version of a token.
+func (m *reference) find(token string) (*refKey, *refVersion) {
+	for _, k := range m.keys {
+		for _, v := range k.versions {
+			if v.token == token {
+				return k, v
+			}
+		}
+	}
+	return nil, nil
+}
+
+// verdict is the code of a token, and what else is told.
+func (m *reference) verdict(t time.Time, token string, imported bool, scopes []string) (string, *refKey, *refVersion) {
+	k, v := m.find(token)
+	if v == nil {
+		switch {
+		case m.buried[token]:
+			return "COMPROMISED", nil, nil
+		case imported && !m.imports:
+			return "MALFORMED", nil, nil
+		}
+		return "NOT_FOUND", nil, nil
+	}
+	now := k.now(t)
+	switch state := v.at(now); {
+	case state == "compromised":
+		return "COMPROMISED", k, v
+	case state == "revoked":
+		return "REVOKED", k, v
+	case k.disabled:
+		return "DISABLED", k, v
+	case state == "retired" && v.agedOut(now):
+		return "EXPIRED", k, v
+	case state == "retired":
+		return "RETIRED", k, v
+	}
+	granted := m.scopesOf(k, v)
+	for _, s := range scopes {
+		if !slices.Contains(granted, s) {
+			return "INSUFFICIENT_SCOPE", k, v
+		}
+	}
+	return "VALID", k, v
+}
+
+// remove deletes a key. Its compromised versions are remembered.
+func (m *reference) remove(name string) {
+	for _, v := range m.keys[name].versions {
+		if v.state == "compromised" {
+			m.buried[v.token] = true
+		}
+	}
+	delete(m.keys, name)
+}
+
+// served is what static-creds answers: a status, and the version.
+func (k *refKey) served(t time.Time) (int, *refVersion) {
+	v := k.in("active")
+	if v == nil || v.at(k.now(t)) != "active" || !v.readable {
+		return http.StatusNotFound, nil
+	}
+	return http.StatusOK, v
+}
