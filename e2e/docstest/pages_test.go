@@ -128,6 +128,9 @@ func newShell(t *testing.T, content string) *shell {
 	}
 	link(t, harness.Binary(t), filepath.Join(tools, "vault"))
 	link(t, filepath.Join(root, "docs"), filepath.Join(dir, "docs"))
+	if strings.Contains(content, "bin/apikeys ") {
+		link(t, harness.Apikeys(t), filepath.Join(dir, "bin", "apikeys"))
+	}
 
 	// A page that tells how to install the plugin does it itself; others find
 	// the engine registered, and enabled unless they do that.

@@ -236,7 +236,7 @@ func (f *file) buildListeners(fault faultFunc, s *Static) {
 }
 
 // loopback are the proxies that are trusted unless the file says otherwise.
-var loopback = []string{"127.0.0.0/8", "::1/128"}
+var loopback = []string{"127.0.0.1/32", "::1/128"}
 
 func (f *file) buildProxies(fault faultFunc, p *Policy) {
 	ranges := loopback

@@ -48,7 +48,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	status := d.reason.Status()
 	if d.passes() {
-		d.identify(h)
+		d.identifyAll(h)
 		verifierhttp.Announce(h, d.result.State, d.result.Version, p.DeprecationLink)
 		h["Content-Length"] = noContent
 		w.WriteHeader(status)

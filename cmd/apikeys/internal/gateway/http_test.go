@@ -263,6 +263,12 @@ func checkAnswer(t *testing.T, name string, answer *http.Response, body string, 
 		if body != "" || length != "0" {
 			t.Errorf("%s: a body of %s: %q", name, length, body)
 		}
+		want = want.Clone()
+		for _, field := range IdentityFields() {
+			if want[field] == nil {
+				want[field] = []string{""} // for proxies that copy what there is
+			}
+		}
 	} else {
 		want = http.Header{"Content-Type": {"text/plain; charset=utf-8"}, "Cache-Control": {"no-store"}}
 		text := "forbidden\n"

@@ -41,6 +41,17 @@ func (d *decision) identify(h http.Header) {
 	}
 }
 
+// none is an identity field that there is nothing for.
+var none = []string{""}
+
+// identifyAll is identify with every field, empty where there is nothing: a
+// proxy that copies what an answer has then overwrites what the client sent,
+// and one that writes a placeholder for what it has not writes none.
+func (d *decision) identifyAll(h http.Header) {
+	h[FieldID], h[FieldName], h[FieldScopes], h[FieldVersion] = none, none, none, none
+	d.identify(h)
+}
+
 // forges tells whether a server may take a field for one of IdentityFields:
 // many take underscores for hyphens.
 func forges(field string) bool {

@@ -75,11 +75,7 @@ func decode(text string) string {
 func variants(text string) []string {
 	slashed := strings.ReplaceAll(text, `\`, "/")
 	bare := withoutParameters(slashed)
-	all := make([]string, 0, 5)
-	for _, v := range []string{text, path.Clean(text), path.Clean(slashed), bare, path.Clean(bare)} {
-		all = append(all, v)
-	}
-	return all
+	return []string{text, path.Clean(text), path.Clean(slashed), bare, path.Clean(bare)}
 }
 
 // withoutParameters cuts each segment off at its first semicolon.

@@ -75,8 +75,11 @@ func start(t *testing.T, config string) *running {
 	}
 	t.Cleanup(func() {
 		cancel()
-		if r.ended != nil {
-			<-r.ended
+		if r.ended == nil {
+			return // the test has seen it end
+		}
+		if err := <-r.ended; err != nil {
+			t.Errorf("it ended with %v", err)
 		}
 	})
 	return r
