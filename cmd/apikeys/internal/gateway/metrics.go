@@ -13,6 +13,7 @@ import (
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/internal/version"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/verifier"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/verifier/verifierprom"
 )
 
 // metrics are those of the gateway itself. No label holds what a stranger can
@@ -55,7 +56,9 @@ func newMetrics() *metrics {
 }
 
 // watchVerifier adds the metrics of the verifier.
-func (m *metrics) watchVerifier(*verifier.Verifier) {}
+func (m *metrics) watchVerifier(v *verifier.Verifier) {
+	m.registry.MustRegister(verifierprom.NewCollector(v))
+}
 
 func (m *metrics) reloaded(now time.Time) {
 	m.reloads.WithLabelValues("success").Inc()

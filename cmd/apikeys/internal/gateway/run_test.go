@@ -529,6 +529,9 @@ func TestVaultThatIsNotThere(t *testing.T) {
 	if status, body := get(t, overSocket(dir+"/admin"), "/-/ready", nil); status != http.StatusServiceUnavailable || !strings.Contains(body, `"feed_age_seconds":-1`) {
 		t.Errorf("ready: %d %s", status, body)
 	}
+	if status, body := get(t, overSocket(dir+"/admin"), "/metrics", nil); status != http.StatusOK || !strings.Contains(body, "apikeys_verifier_") {
+		t.Errorf("metrics have nothing of the verifier: %d", status)
+	}
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
