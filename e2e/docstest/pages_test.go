@@ -154,10 +154,14 @@ func newShell(t *testing.T, content string) *shell {
 		}
 	}
 
-	if strings.Contains(content, consumerBuild) {
+	for _, example := range []string{consumerDir, verifierDir} {
+		command := "go build -o bin/ ./" + example + "/..."
+		if !strings.Contains(content, command) {
+			continue
+		}
 		builds := filepath.Join(srv.Dir, "builds")
-		buildConsumers(t, builds)
-		script := fmt.Sprintf("#!/bin/sh\n[ \"go $*\" = %q ] || exit 1\ncp \"%s\"/* bin/\n", consumerBuild, builds)
+		buildExamples(t, example, builds)
+		script := fmt.Sprintf("#!/bin/sh\n[ \"go $*\" = %q ] || exit 1\ncp \"%s\"/* bin/\n", command, builds)
 		if err := os.WriteFile(filepath.Join(tools, "go"), []byte(script), 0o700); err != nil {
 			t.Fatal(err)
 		}
