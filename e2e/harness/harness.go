@@ -48,6 +48,13 @@ type Options struct {
 	LogLevel string
 	// RootToken is the root token of a dev server; a random one if empty.
 	RootToken string
+	// Patience is Raft's performance_multiplier: how many times as long a node
+	// waits before it gives its leader up. 1 if zero: a failover takes less of a
+	// test's time, but happens by itself where the machine is very busy.
+	Patience int
+	// Places say where the nodes of a cluster run, the first one first; those
+	// without one run like any server.
+	Places []Place
 }
 
 // Binary returns the server to test with: VAULT_BIN, else a vault or bao that

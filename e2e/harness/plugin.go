@@ -92,7 +92,7 @@ func buildPlugin(opts PluginOptions) (BuiltPlugin, error) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return BuiltPlugin{}, fmt.Errorf("%w\n%s", err, out)
 	}
-	sum, err := fileSHA256(fresh)
+	sum, err := FileSHA256(fresh)
 	if err != nil {
 		return BuiltPlugin{}, err
 	}
@@ -115,7 +115,8 @@ func dropOld(dir string, age time.Duration) {
 	}
 }
 
-func fileSHA256(path string) (string, error) {
+// FileSHA256 is the SHA-256 of a file in hex, as the catalogue wants it.
+func FileSHA256(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
@@ -133,19 +134,28 @@ func fileSHA256(path string) (string, error) {
 // empty version registers it unversioned.
 func (s *Server) RegisterPlugin(t testing.TB, name, version, path, sha256 string) {
 	t.Helper()
-	command := name
-	if version != "" {
-		command += "-" + version
-	}
-	if err := copyProgram(path, filepath.Join(s.PluginDir, command)); err != nil {
-		t.Fatalf("install plugin %s: %v", name, err)
-	}
+	command := s.InstallPlugin(t, name, version, path)
 	err := s.Client.Sys().RegisterPlugin(&api.RegisterPluginInput{
 		Name: name, Type: api.PluginTypeSecrets, Version: version, Command: command, SHA256: sha256,
 	})
 	if err != nil {
 		t.Fatalf("register plugin %s %s: %v", name, version, err)
 	}
+}
+
+// InstallPlugin puts the file at path into the plugin directory, and returns the
+// command to register it under. Each node of a cluster needs the file; the
+// catalogue is one.
+func (s *Server) InstallPlugin(t testing.TB, name, version, path string) (command string) {
+	t.Helper()
+	command = name
+	if version != "" {
+		command += "-" + version
+	}
+	if err := copyProgram(path, filepath.Join(s.PluginDir, command)); err != nil {
+		t.Fatalf("install plugin %s: %v", name, err)
+	}
+	return command
 }
 
 // copyProgram replaces to in one step: the old file may be running.

@@ -65,6 +65,25 @@ func (p *process) start() error {
 	return nil
 }
 
+// run has the program run by another one, such as `ip netns exec`, that becomes
+// it: so its process id stays that of the program.
+func (p *process) run(by []string) {
+	if len(by) > 0 {
+		p.args = append(append(by[1:len(by):len(by)], p.bin), p.args...)
+		p.bin = by[0]
+	}
+}
+
+// pid is the process id of the program, 0 if it does not run.
+func (p *process) pid() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd == nil {
+		return 0
+	}
+	return p.cmd.Process.Pid
+}
+
 // alive tells whether the program runs.
 func (p *process) alive() bool {
 	p.mu.Lock()

@@ -16,7 +16,7 @@ import (
 // ports outlive Stop and Kill.
 func StartRaft(t testing.TB, opts Options) *Server {
 	t.Helper()
-	s := startNode(t, opts, "node0", "")
+	s := startNode(t, opts, 0, "")
 	s.initialise(t)
 	s.Unseal(t)
 	return s
@@ -41,7 +41,7 @@ func StartCluster(t testing.TB, n int, opts Options) *Cluster {
 	}
 	c := &Cluster{Nodes: []*Server{first}}
 	for i := 1; i < n; i++ {
-		s := startNode(t, opts, fmt.Sprintf("node%d", i), first.Addr)
+		s := startNode(t, opts, i, first.Addr)
 		s.RootToken, s.UnsealKey = first.RootToken, first.UnsealKey
 		s.Client.SetToken(s.RootToken)
 		s.Unseal(t)
@@ -90,13 +90,20 @@ func (c *Cluster) Leader(t testing.TB) *Server {
 
 // startNode brings up one sealed server. With the address of a leader it joins
 // that one's cluster as soon as it is unsealed.
-func startNode(t testing.TB, opts Options, id, leader string) *Server {
+func startNode(t testing.TB, opts Options, node int, leader string) *Server {
 	t.Helper()
 	s := newServer(t, opts)
 	s.raft = true
-	data := subdir(t, s.Dir, "data")
+	id := fmt.Sprintf("node%d", node)
+	place := opts.place(node)
+	s.host = place.Host
+	data := place.Data
+	if data == "" {
+		data = subdir(t, s.Dir, "data")
+	}
 	config := filepath.Join(s.Dir, "server.hcl")
 	s.proc.args = []string{"server", "-config=" + config, "-log-level=" + logLevel(opts)}
+	s.proc.run(place.Command)
 	join := ""
 	if leader != "" {
 		join = fmt.Sprintf("retry_join {\n    leader_api_addr = %q\n  }", leader)
@@ -116,7 +123,7 @@ storage "raft" {
   path    = %q
   node_id = %q
   # A single node elects itself sooner, and a failover takes less of a test's time.
-  performance_multiplier = 1
+  performance_multiplier = %d
   # A node that joins becomes a voter sooner; the default is to wait for 10 s.
   autopilot_reconcile_interval = "500ms"
   autopilot_update_interval    = "500ms"
@@ -131,7 +138,7 @@ api_addr         = %q
 cluster_addr     = %q
 plugin_directory = %q
 disable_mlock    = true
-%s`, data, id, join, loopback(port), loopback(cluster), s.Addr, "https://"+loopback(cluster), s.PluginDir, extraConfig(t, opts)))
+%s`, data, id, max(1, opts.Patience), join, hostPort(place.Host, port), hostPort(place.ClusterHost, cluster), s.Addr, "https://"+hostPort(place.ClusterHost, cluster), s.PluginDir, extraConfig(t, opts)))
 		err = s.run(s.up)
 	}
 	if err != nil {

@@ -33,6 +33,7 @@ type Server struct {
 	PluginDir string      // its plugin_directory
 
 	bin     string
+	host    string // where it listens; empty is loopback
 	cliHome string
 	proc    *process
 	raft    bool
@@ -69,7 +70,7 @@ func newServer(t testing.TB, opts Options) *Server {
 
 // listenOn sets the server's address and a client for it.
 func (s *Server) listenOn(port int) error {
-	s.Addr = "http://" + loopback(port)
+	s.Addr = "http://" + hostPort(s.host, port)
 	client, err := newClient(s.Addr, s.RootToken)
 	if err != nil {
 		return err
@@ -129,7 +130,7 @@ func (s *Server) run(ready func() error) error {
 
 // health asks sys/health and returns nil for one of the wanted states.
 func (s *Server) health(want ...int) error {
-	resp, err := http.Get(s.Addr + "/v1/sys/health")
+	resp, err := healthClient.Get(s.Addr + "/v1/sys/health")
 	if err != nil {
 		return err
 	}
@@ -141,6 +142,10 @@ func (s *Server) health(want ...int) error {
 	}
 	return fmt.Errorf("sys/health answers %s, want %v", resp.Status, want)
 }
+
+// healthClient gives up on a server that does not answer: it may be stopped, or
+// out of reach.
+var healthClient = &http.Client{Timeout: 5 * time.Second}
 
 // sys/health: what the status code means.
 const (
