@@ -30,6 +30,8 @@ E2E        ?= ./e2e/...
 BENCH      ?= .
 FUZZTIME   ?= 10s
 CHECKS     ?= 2000
+CHAOS_TIME ?= 40m
+SCALE_KEYS ?= 1000000
 
 .PHONY: help
 help: ## Show this list
@@ -106,6 +108,20 @@ bench: ## Operation counts and throughput, beside their budgets
 model: ## The tests against the reference model, of crashes and of concurrency, at length (CHECKS=2000)
 	APIKEYS_MODEL=large go test -count=1 -timeout 2h -run 'TestTheMountBehavesAsItsModel|TestEveryCrash|TestOneKeyIsLinearizable|TestKeyBehavesAsItsTwin' \
 		./backend ./backend/internal/keyring -rapid.checks=$(CHECKS)
+
+.PHONY: chaos
+chaos: ## Torture a cluster for CHAOS_TIME (40m) and report into dist/chaos; as root for all faults
+	@bin=$$(scripts/vault.sh) && set -x && VAULT_BIN=$$bin APIKEYS_E2E_REQUIRE=1 CHAOS_TIME=$(CHAOS_TIME) CHAOS_REPORT=$(CURDIR)/dist/chaos \
+		go test -v -count=1 -timeout 4h -run '^TestChaos$$' ./e2e/chaos
+
+.PHONY: scale
+scale: ## Measure SCALE_KEYS (1000000) keys and fewer, beside other engines, and report into dist/scale; takes hours
+	@mkdir -p dist/scale
+	SCALE_KEYS=$(SCALE_KEYS) SCALE_COUNTS=$(CURDIR)/dist/scale/counts.json go test -v -count=1 -timeout 4h -run '^TestOperationCountsDoNotGrow$$' ./backend
+	cd scripts/vault && go build -trimpath -tags minimal -ldflags '-s -w' -o $(CURDIR)/dist/scale/database-engine ./database-engine
+	@bin=$$(scripts/vault.sh) && set -x && VAULT_BIN=$$bin APIKEYS_E2E_REQUIRE=1 SCALE_KEYS=$(SCALE_KEYS) SCALE_COUNTS=$(CURDIR)/dist/scale/counts.json \
+		DATABASE_ENGINE=$(CURDIR)/dist/scale/database-engine SCALE_REPORT=$(CURDIR)/dist/scale \
+		go test -v -count=1 -timeout 12h -run '^TestScale$$' ./e2e/scale
 
 .PHONY: fuzz
 fuzz: ## Each fuzz test for FUZZTIME (10s)

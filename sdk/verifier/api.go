@@ -53,6 +53,9 @@ type Config struct {
 	// FirstFill loads keys page by page at the start, until all are cached or
 	// the cache is full.
 	FirstFill bool
+	// WallClock is the clock whose skew against Vault's is reported, and that
+	// nothing else is asked of; the system's if nil.
+	WallClock func() time.Time
 	// Logger is told what goes wrong, once, and that it is well again. Nil
 	// discards.
 	Logger *slog.Logger

@@ -69,7 +69,7 @@ func New(c Config) (*Verifier, error) {
 		return nil, err
 	}
 	v := &Verifier{
-		config: c, engine: c.Engine, log: c.Logger, start: time.Now(), wall: time.Now,
+		config: c, engine: c.Engine, log: c.Logger, start: time.Now(), wall: c.WallClock,
 		cache: newCache(c.CacheSize), aliases: newAliases(c.CacheSize), negatives: newNegatives(maxNegatives),
 		changes: changes{maximum: maxChanged}, roles: map[string]*roleMark{},
 		kick: make(chan struct{}, 1), ran: make(chan struct{}), synced: make(chan struct{}),
@@ -123,6 +123,9 @@ func (c Config) withDefaults() (Config, error) {
 		if *d.value < d.least {
 			return c, fmt.Errorf("%s must be at least %s, got %s", d.name, d.least, *d.value)
 		}
+	}
+	if c.WallClock == nil {
+		c.WallClock = time.Now
 	}
 	if c.CacheSize == 0 {
 		c.CacheSize = 100_000

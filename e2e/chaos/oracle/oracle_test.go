@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package oracle
+
+import (
+	"encoding/json"
+	"slices"
+	"testing"
+	"time"
+)
+
+// The made-up histories happen on this clock, in seconds.
+var origin = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func at(seconds float64) time.Time {
+	return origin.Add(time.Duration(seconds * float64(time.Second)))
+}
+
+// history is an oracle with a key of one version, made from 0 to 1.
+func history() *Oracle {
+	o := &Oracle{}
+	o.Born("acme", 1, at(0), at(1))
+	return o
+}
+
+func (o *Oracle) said(verdict Verdict, version int, sent, answered float64) {
+	o.saidWithin(verdict, version, sent, answered, 0)
+}
+
+func (o *Oracle) saidWithin(verdict Verdict, version int, sent, answered, bound float64) {
+	v := Verification{Class: "test", Verifier: "the verifier", Key: "acme", Version: version, Sent: at(sent), Answered: at(answered), Verdict: verdict, Late: at(bound).Sub(origin)}
+	if verdict == Refused {
+		v.Code = "RETIRED"
+	}
+	o.Judge(v)
+}
+
+// rotate supersedes version 1 in a call, with an overlap from its middle.
+func (o *Oracle) rotate(to int, sent, answered, overlap float64) {
+	op := o.Begin("acme", at(sent), Intent{Supersedes: 1, Overlap: at(overlap).Sub(origin), Adds: true})
+	op.Done(at(answered), Outcome{Added: to, Until: map[int]time.Time{1: at((sent+answered)/2 + overlap)}})
+}
+
+func (o *Oracle) revoke(version int, sent, answered float64) {
+	o.Begin("acme", at(sent), Intent{Ends: []int{version}}).Done(at(answered), Outcome{Ended: []int{version}, Final: true})
+}
+
+func TestOracle(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		happens func(o *Oracle)
+		finds   []Kind
+	}{
+		"nothing": {func(*Oracle) {}, nil},
+		"a key is accepted while it is, and may be refused before it was answered": {func(o *Oracle) {
+			o.said(Refused, 1, 0.2, 0.8)
+			o.said(Accepted, 1, 0.2, 0.8)
+			o.said(Refused, 1, 0.5, 3)
+			o.said(Accepted, 1, 2, 3)
+		}, nil},
+		"an answered key is refused": {func(o *Oracle) { o.said(Refused, 1, 2, 3) }, []Kind{FalseRefusal}},
+		"an answered key is unknown": {func(o *Oracle) {
+			o.Judge(Verification{Class: "test", Key: "acme", Version: 1, Sent: at(2), Answered: at(3), Verdict: Refused, Code: "NOT_FOUND"})
+		}, []Kind{LostKey}},
+		"no answer, and an answer that knows nothing, are no refusals": {func(o *Oracle) {
+			o.said(Failed, 1, 2, 3)
+			o.said(Unavailable, 1, 2, 3)
+		}, nil},
+		"a superseded version is refused within its overlap": {func(o *Oracle) {
+			o.rotate(2, 10, 12, 30)
+			o.said(Refused, 1, 39, 40.9)
+		}, []Kind{FalseRefusal}},
+		"its successor is refused": {func(o *Oracle) {
+			o.rotate(2, 10, 12, 30)
+			o.said(Refused, 2, 12, 13)
+		}, []Kind{FalseRefusal}},
+		"around its deadline both answers are right": {func(o *Oracle) {
+			o.rotate(2, 10, 12, 30)
+			o.said(Refused, 1, 40.9, 41)
+			o.said(Accepted, 1, 40.9, 45)
+		}, nil},
+		"a superseded version is accepted after its overlap": {func(o *Oracle) {
+			o.rotate(2, 10, 12, 30)
+			o.said(Accepted, 1, 41.5, 42)
+		}, []Kind{LateAcceptance}},
+		"late, but within the bound of the verifier": {func(o *Oracle) {
+			o.rotate(2, 10, 12, 30)
+			o.saidWithin(Accepted, 1, 41.5, 42, 1)
+		}, nil},
+		"later than the bound of the verifier": {func(o *Oracle) {
+			o.rotate(2, 10, 12, 30)
+			o.saidWithin(Accepted, 1, 42.5, 43, 1)
+		}, []Kind{LateAcceptance}},
+		"a verifier that may refuse a little early does": {func(o *Oracle) {
+			o.rotate(2, 10, 12, 30)
+			o.Judge(Verification{Class: "test", Key: "acme", Version: 1, Sent: at(40), Answered: at(40.9), Verdict: Refused, Code: "RETIRED", Early: 200 * time.Millisecond})
+		}, nil},
+		"while a rotation is under way the old version is refused": {func(o *Oracle) {
+			o.Begin("acme", at(10), Intent{Supersedes: 1, Overlap: 30 * time.Second, Adds: true})
+			o.said(Refused, 1, 20, 21)
+		}, []Kind{FalseRefusal}},
+		"while a cut-over is under way it may be": {func(o *Oracle) {
+			o.Begin("acme", at(10), Intent{Ends: []int{1}, Adds: true})
+			o.said(Refused, 1, 20, 21)
+			o.said(Accepted, 1, 20, 21)
+		}, nil},
+		"a refused change changes nothing": {func(o *Oracle) {
+			o.Begin("acme", at(10), Intent{Ends: []int{1}}).Refused()
+			o.said(Refused, 1, 20, 21)
+		}, []Kind{FalseRefusal}},
+		"a revoked version is accepted": {func(o *Oracle) {
+			o.rotate(2, 10, 12, 30)
+			o.revoke(1, 13, 14)
+			o.said(Accepted, 1, 14.1, 15)
+		}, []Kind{LateAcceptance}},
+		"a revoked version is accepted while it is being revoked": {func(o *Oracle) {
+			o.rotate(2, 10, 12, 30)
+			o.revoke(1, 13, 14)
+			o.said(Accepted, 1, 13.9, 15)
+			o.said(Refused, 1, 12.9, 13.1)
+		}, nil},
+		"a revocation of unknown outcome allows both": {func(o *Oracle) {
+			o.Begin("acme", at(10), Intent{Ends: []int{1}}).Unknown()
+			o.said(Refused, 1, 20, 21)
+			o.said(Accepted, 1, 20, 21)
+		}, nil},
+		"read again, it was not done": {func(o *Oracle) {
+			o.Begin("acme", at(10), Intent{Ends: []int{1}}).Unknown()
+			o.Observe("acme", at(30), at(31), []Seen{{Version: 1, Accepted: true}})
+			o.said(Refused, 1, 20, 29) // it can have been refused, who knows
+			o.said(Refused, 1, 32, 33)
+		}, []Kind{FalseRefusal}},
+		"read again, it was done": {func(o *Oracle) {
+			o.Begin("acme", at(10), Intent{Ends: []int{1}}).Unknown()
+			o.Observe("acme", at(30), at(31), []Seen{{Version: 1, Final: true}})
+			o.said(Accepted, 1, 32, 33)
+		}, []Kind{LateAcceptance}},
+		"a rotation of unknown outcome, done once": {func(o *Oracle) {
+			o.Begin("acme", at(10), Intent{Supersedes: 1, Overlap: time.Minute, Adds: true}).Unknown()
+			o.Observe("acme", at(30), at(31), []Seen{{Version: 1, Accepted: true, Until: at(75)}, {Version: 2, Accepted: true}})
+			o.said(Accepted, 2, 32, 33)
+			o.said(Accepted, 1, 74, 76)
+			o.said(Refused, 1, 76, 77)
+		}, nil},
+		"a rotation of unknown outcome, done twice": {func(o *Oracle) {
+			o.Begin("acme", at(10), Intent{Supersedes: 1, Overlap: time.Minute, Adds: true}).Unknown()
+			o.Observe("acme", at(30), at(31), []Seen{{Version: 1, Accepted: true, Until: at(75)}, {Version: 2, Accepted: true, Until: at(76)}, {Version: 3, Accepted: true}})
+		}, []Kind{DoubleRotation}},
+		"a rotation skips a version": {func(o *Oracle) { o.rotate(3, 10, 12, 30) }, []Kind{DoubleRotation}},
+		"a rotation answers a version that there was": {func(o *Oracle) {
+			o.rotate(2, 10, 12, 30)
+			o.rotate(2, 20, 22, 30)
+		}, []Kind{LostRotation}},
+		"a rotation that was answered is gone": {func(o *Oracle) {
+			o.rotate(2, 10, 12, 30)
+			o.Observe("acme", at(30), at(31), []Seen{{Version: 1, Accepted: true}})
+		}, []Kind{LostKey, LostRotation}},
+		"a key is gone": {func(o *Oracle) { o.Missing("acme", at(20)) }, []Kind{LostKey}},
+		"a version reads as ended that nobody ended": {func(o *Oracle) {
+			o.Observe("acme", at(30), at(31), []Seen{{Version: 1}})
+		}, []Kind{EndedEarly}},
+		"a revoked version reads as accepted": {func(o *Oracle) {
+			o.rotate(2, 10, 12, 30)
+			o.revoke(1, 13, 14)
+			o.Observe("acme", at(30), at(31), []Seen{{Version: 1, Accepted: true}, {Version: 2, Accepted: true}})
+		}, []Kind{Revived}},
+		"a rollback makes a version accepted for ever": {func(o *Oracle) {
+			o.rotate(2, 10, 12, 30)
+			op := o.Begin("acme", at(20), Intent{Supersedes: 2, Overlap: 30 * time.Second, Revives: []int{1}})
+			op.Done(at(22), Outcome{Active: 1, Until: map[int]time.Time{2: at(51)}})
+			o.said(Accepted, 1, 100, 101)
+			o.said(Refused, 1, 100, 101)
+			o.said(Accepted, 2, 52, 53)
+		}, []Kind{FalseRefusal, LateAcceptance}},
+		"an overlap is extended": {func(o *Oracle) {
+			o.rotate(2, 10, 12, 30)
+			o.Begin("acme", at(20), Intent{Revives: []int{1}}).Done(at(22), Outcome{Until: map[int]time.Time{1: at(81)}})
+			o.said(Refused, 1, 79, 80)
+		}, []Kind{FalseRefusal}},
+		"a version is rescued after its end, and may be refused until then": {func(o *Oracle) {
+			o.rotate(2, 10, 12, 30)
+			o.Begin("acme", at(60), Intent{Revives: []int{1}}).Done(at(62), Outcome{Until: map[int]time.Time{1: at(121)}})
+			o.said(Refused, 1, 39, 62)
+			o.said(Accepted, 1, 61, 63)
+			o.said(Refused, 1, 64, 65)
+		}, []Kind{FalseRefusal}},
+		"a version is accepted between its end and its rescue": {func(o *Oracle) {
+			o.rotate(2, 10, 12, 30)
+			o.Begin("acme", at(60), Intent{Revives: []int{1}}).Done(at(62), Outcome{Until: map[int]time.Time{1: at(121)}})
+			o.said(Accepted, 1, 50, 51)
+		}, []Kind{LateAcceptance}},
+		"a verifier takes a key for another": {func(o *Oracle) {
+			o.Judge(Verification{Class: "test", Key: "acme", Version: 1, Sent: at(2), Answered: at(3), Verdict: Accepted, AnsweredKey: "globex", AnsweredVersion: 1})
+		}, []Kind{Mistaken}},
+		"a new version may be fetched and used before the call that makes it is answered": {func(o *Oracle) {
+			op := o.Begin("acme", at(10), Intent{Supersedes: 1, Overlap: 30 * time.Second, Adds: true})
+			o.said(Accepted, 2, 11, 12)
+			op.Done(at(13), Outcome{Added: 2, Until: map[int]time.Time{1: at(41)}})
+		}, nil},
+		"a version is accepted whose making was refused": {func(o *Oracle) {
+			o.Begin("acme", at(10), Intent{Supersedes: 1, Overlap: 30 * time.Second, Adds: true}).Refused()
+			o.said(Accepted, 2, 14, 15)
+		}, []Kind{LateAcceptance}},
+		"a version that was never made is accepted": {func(o *Oracle) { o.said(Accepted, 7, 2, 3) }, []Kind{LateAcceptance}},
+		"a key of the schedule may be superseded at any time, and is then accepted for an overlap": {func(o *Oracle) {
+			o.Foreign("acme", time.Minute)
+			o.Observe("acme", at(10), at(11), []Seen{{Version: 2, Accepted: true}, {Version: 1, Accepted: true, Until: at(60)}})
+			o.said(Accepted, 2, 500, 501)
+			o.said(Refused, 2, 80, 81)
+			o.said(Refused, 2, 68, 69)
+		}, []Kind{FalseRefusal}},
+		"a key of the schedule has more versions than before": {func(o *Oracle) {
+			o.Foreign("acme", time.Minute)
+			o.Observe("acme", at(10), at(11), []Seen{{Version: 1, Accepted: true, Until: at(60)}, {Version: 2, Accepted: true}})
+			o.said(Accepted, 1, 61, 62)
+		}, []Kind{LateAcceptance}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := history()
+			test.happens(o)
+			var got []Kind
+			for _, v := range o.Summary().Violations {
+				got = append(got, v.Kind)
+			}
+			if !slices.Equal(got, test.finds) {
+				t.Errorf("found %v, want %v: %v", got, test.finds, o.Summary().Violations)
+			}
+		})
+	}
+}
+
+func TestOracleCountsWhatItWasTold(t *testing.T) {
+	t.Parallel()
+	o := history()
+	o.rotate(2, 10, 12, 30)
+	o.said(Accepted, 1, 20, 21)
+	o.said(Refused, 1, 50, 51)
+	o.said(Unavailable, 1, 50, 51)
+	o.said(Failed, 1, 50, 51)
+	o.saidWithin(Accepted, 1, 41.25, 43, 10)
+	s := o.Summary()
+	got := *s.Classes["test"]
+	if got.Verifications != 5 || got.Accepted != 2 || got.Refused != 1 || got.Unavailable != 1 || got.Errors != 1 || got.Codes["RETIRED"] != 1 || got.MaxLate != 250 {
+		t.Errorf("counted %+v", got)
+	}
+	if s.Rotations != 1 || s.Verifications() != 5 || s.Keys != 1 || s.Versions != 2 || len(s.Violations) != 0 {
+		t.Errorf("summed up as %+v", s)
+	}
+}
+
+func TestSpans(t *testing.T) {
+	t.Parallel()
+	var ss spans
+	ss = ss.with(at(1), at(2)).with(at(5), at(6)).with(at(2), at(3)).with(at(7), time.Time{}).with(at(9), at(10)).with(at(4), at(4))
+	want := spans{{at(1), at(3)}, {at(5), at(6)}, {at(7), time.Time{}}}
+	if !slices.Equal(ss, want) {
+		t.Fatalf("got %v, want %v", ss, want)
+	}
+	if got := ss.cut(at(5.5)); !slices.Equal(got, spans{{at(1), at(3)}, {at(5), at(5.5)}}) {
+		t.Errorf("cut to %v", got)
+	}
+	if got := ss.cut(at(5)); !slices.Equal(got, spans{{at(1), at(3)}}) {
+		t.Errorf("cut to %v", got)
+	}
+	for _, test := range []struct {
+		from, to     float64
+		cover, touch bool
+	}{
+		{0, 0.5, false, false}, {0, 1, false, true}, {1, 2.9, true, true}, {1, 3, false, true}, {3, 4, false, false},
+		{2, 5, false, true}, {8, 1000, true, true}, {6, 6.9, false, false},
+	} {
+		if got := ss.cover(at(test.from), at(test.to)); got != test.cover {
+			t.Errorf("cover(%v, %v) = %v", test.from, test.to, got)
+		}
+		if got := ss.touch(at(test.from), at(test.to)); got != test.touch {
+			t.Errorf("touch(%v, %v) = %v", test.from, test.to, got)
+		}
+	}
+	if got := ss.endBefore(at(6.5)); !got.Equal(at(6)) {
+		t.Errorf("the last end before 6.5 is %v", got)
+	}
+}
+
+func TestEvents(t *testing.T) {
+	t.Parallel()
+	created, retired := Told{"version.created", at(1)}, Told{"version.retired", at(2)}
+	for name, test := range map[string]struct {
+		takes   func(e *Events)
+		history []Told
+		finds   []Kind
+	}{
+		"all":   {func(e *Events) { e.take(1, created); e.take(2, retired) }, []Told{created, retired}, nil},
+		"again": {func(e *Events) { e.take(1, created); e.take(1, created); e.take(2, retired) }, []Told{created, retired}, nil},
+		"none":  {func(*Events) {}, []Told{created}, []Kind{LostEvent}},
+		"last":  {func(e *Events) { e.take(1, created) }, []Told{created, retired}, []Kind{LostEvent}},
+		"hole":  {func(e *Events) { e.take(1, created); e.take(3, retired) }, []Told{created, created, retired}, []Kind{WrongEvent, LostEvent}},
+		"order": {func(e *Events) { e.take(2, retired); e.take(1, created) }, []Told{created, retired}, []Kind{WrongEvent, WrongEvent, LostEvent}},
+		"other": {func(e *Events) { e.take(1, retired) }, []Told{created}, []Kind{LostEvent}},
+		"time":  {func(e *Events) { e.take(1, Told{"version.created", at(1.5)}) }, []Told{created}, []Kind{LostEvent}},
+		"extra": {func(e *Events) { e.take(1, created); e.take(2, retired) }, []Told{created}, []Kind{WrongEvent}},
+		"told otherwise": {func(e *Events) {
+			e.Take("id", 1, created, []byte(`{"type":"version.created","data":{"version":1}}`), at(3))
+			e.Take("id", 1, created, []byte(`{"type":"version.created","data":{"version":2}}`), at(4))
+		}, []Told{created}, []Kind{WrongEvent}},
+		"told as another": {func(e *Events) {
+			e.Take("id", 1, created, []byte(`{"type":"version.created","data":{"version":1}}`), at(3))
+			e.Take("id", 1, created, []byte(`{"type":"version.retired","data":{"version":1}}`), at(4))
+		}, []Told{created}, []Kind{WrongEvent}},
+		"the key has changed": {func(e *Events) {
+			e.Take("id", 1, created, []byte(`{"type":"version.created","data":{"version":1}}`), at(3))
+			e.Take("id", 1, created, []byte(`{"type":"version.created","data":{"version":1,"accepted_until":"soon"}}`), at(4))
+		}, []Told{created}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := &Events{}
+			test.takes(e)
+			var got []Kind
+			for _, v := range append(e.Wrong(), e.Compare("id", test.history, at(9))...) {
+				got = append(got, v.Kind)
+			}
+			if !slices.Equal(got, test.finds) {
+				t.Errorf("found %v, want %v", got, test.finds)
+			}
+		})
+	}
+}
+
+func (e *Events) take(seq int, what Told) {
+	body, _ := json.Marshal(what)
+	e.Take("id", seq, what, body, at(9))
+}
+
+func TestAFullHistoryIsComparedWithTheEndOfWhatWasTold(t *testing.T) {
+	t.Parallel()
+	e := &Events{}
+	var history []Told
+	for i := range HistoryKept + 20 {
+		what := Told{"version.created", at(float64(i))}
+		e.take(i+1, what)
+		history = append(history, what)
+	}
+	if got := e.Compare("id", history[20:], at(999)); got != nil {
+		t.Errorf("found %v", got)
+	}
+	if got := e.Compare("id", append(history[21:], Told{"version.retired", at(999)}), at(999)); len(got) != 1 {
+		t.Errorf("a lost event at the end: found %v", got)
+	}
+	if events, repeated := e.Count(); events != HistoryKept+20 || repeated != 0 {
+		t.Errorf("counted %d events, %d repetitions", events, repeated)
+	}
+}
