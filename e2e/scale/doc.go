@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MPL-2.0
+
+// Package scale measures how the engine grows with the number of keys, on a
+// real Vault on Raft, beside engines of Vault that do related work on the same
+// server in the same run.
+//
+//	make scale                      10,000, 100,000 and 1,000,000 keys: hours
+//	make scale SCALE_KEYS=100000    1,000, 10,000 and 100,000
+//
+// As part of `make e2e` it runs at 3,000 keys. It writes scale.md, scale.json
+// and scale.svg into the folder SCALE_REPORT; without one, the table goes to the
+// test's log.
+//
+// Numbers of storage operations are counted by backend.
+// TestOperationCountsDoNotGrow, with storage in memory; `make scale` runs it
+// first, and its results are joined here from the file SCALE_COUNTS. They are what
+// is judged: bare times are about the machine, and so are only shown.
+//
+// The peers are KV version 2 (storing and reading keys), Transit (verifying an
+// HMAC), and the database engine's static roles (scheduled rotation and
+// start-up) with PostgreSQL and with a database that does nothing. The database
+// engine is built from Vault's module by scripts/vault/database-engine, and runs as an
+// external plugin, as this engine does. What is missing on a machine is named
+// in the report.
+package scale

@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package scale
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// The names of operations that are compared with those of other engines.
+const (
+	opImport      = "import, in batches of 1,000"
+	opCreate      = "create"
+	opCreds       = "read static-creds"
+	opVerify      = "verify"
+	opVerifyBatch = "verify, in batches of 100"
+	opDue         = "tick, keys due"
+	opStart       = "start of the plugin"
+)
+
+// The operations of other engines.
+const (
+	peerStore          = "KV v2: store a key"
+	peerRead           = "KV v2: read a key"
+	peerHMAC           = "Transit: verify an HMAC"
+	peerHMACBatch      = "Transit: verify HMACs in batches of 100"
+	peerRotateNoop     = "database engine, no-op database: rotate a static role that is due"
+	peerRotatePostgres = "database engine, PostgreSQL: rotate a static role that is due"
+	peerStartNoop      = "database engine: start, until all static roles are loaded"
+)
+
+// Growth is what one operation cost at several numbers of keys.
+type Growth struct {
+	Operation string  `json:"operation"`
+	Unit      string  `json:"unit"`
+	Points    []Point `json:"points"`
+}
+
+// Point is what one unit cost at a number of keys.
+type Point struct {
+	Keys    int     `json:"keys"`
+	Reads   float64 `json:"reads"`
+	Writes  float64 `json:"writes"`
+	Lists   float64 `json:"lists"`
+	Seconds float64 `json:"seconds"`
+	MiB     float64 `json:"mib,omitempty"`
+}
+
+// Report is all that was measured.
+type Report struct {
+	// Counts are operations of storage, and the engine's own time with storage
+	// in memory; Server are times on a real server; Peers those of other engines.
+	Counts  []Growth `json:"counts"`
+	Server  []Growth `json:"server"`
+	Peers   []Growth `json:"peers"`
+	Missing []string `json:"missing,omitempty"`
+}
+
+// add notes a point.
+func add(all *[]Growth, operation, unit string, p Point) {
+	i := slices.IndexFunc(*all, func(g Growth) bool { return g.Operation == operation })
+	if i < 0 {
+		i = len(*all)
+		*all = append(*all, Growth{Operation: operation, Unit: unit})
+	}
+	(*all)[i].Points = append((*all)[i].Points, p)
+}
+
+// growth is how many times as much the last point takes as the first one.
+func (g Growth) growth(of func(Point) float64) float64 {
+	first, last := of(g.Points[0]), of(g.Points[len(g.Points)-1])
+	if first == 0 {
+		if last == 0 {
+			return 1
+		}
+		return math.Inf(1)
+	}
+	return last / first
+}
+
+func (p Point) operations() float64 { return p.Reads + p.Writes + p.Lists }
+
+// duration is a time as people read it.
+func duration(seconds float64) string {
+	switch {
+	case seconds == 0:
+		return "0"
+	case seconds < 1e-3:
+		return fmt.Sprintf("%.0f µs", seconds*1e6)
+	case seconds < 1:
+		return fmt.Sprintf("%.1f ms", seconds*1e3)
+	}
+	return fmt.Sprintf("%.1f s", seconds)
+}
+
+func number(n int) string {
+	text := fmt.Sprint(n)
+	for i := len(text) - 3; i > 0; i -= 3 {
+		text = text[:i] + "," + text[i:]
+	}
+	return text
+}
+
+// sizes are the numbers of keys that a table has columns for.
+func sizes(all []Growth) []int {
+	var keys []int
+	for _, g := range all {
+		for _, p := range g.Points {
+			if !slices.Contains(keys, p.Keys) {
+				keys = append(keys, p.Keys)
+			}
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func table(b *strings.Builder, all []Growth, cell func(Point) string, growth func(Growth) string) {
+	keys := sizes(all)
+	b.WriteString("| operation | of each |")
+	for _, n := range keys {
+		fmt.Fprintf(b, " %s keys |", number(n))
+	}
+	b.WriteString(" growth |\n|---|---|" + strings.Repeat("---:|", len(keys)+1) + "\n")
+	for _, g := range all {
+		fmt.Fprintf(b, "| %s | %s |", g.Operation, g.Unit)
+		for _, n := range keys {
+			i := slices.IndexFunc(g.Points, func(p Point) bool { return p.Keys == n })
+			if i < 0 {
+				b.WriteString(" – |")
+				continue
+			}
+			fmt.Fprintf(b, " %s |", cell(g.Points[i]))
+		}
+		if len(g.Points) < 2 {
+			b.WriteString(" – |\n")
+			continue
+		}
+		fmt.Fprintf(b, " %s |\n", growth(g))
+	}
+}
+
+// Markdown is the report for people.
+func (r *Report) Markdown() string {
+	var b strings.Builder
+	b.WriteString("# Scale\n\n")
+	for _, m := range r.Missing {
+		fmt.Fprintf(&b, "Missing: %s\n\n", m)
+	}
+	if len(r.Counts) > 0 {
+		b.WriteString("## Operations of storage\n\nReads + writes + lists. All of it is to be constant.\n\n")
+		table(&b, r.Counts, func(p Point) string { return fmt.Sprintf("%.2f + %.2f + %.2f", p.Reads, p.Writes, p.Lists) },
+			func(g Growth) string { return fmt.Sprintf("%.2f ×", g.growth(Point.operations)) })
+		b.WriteString("\n## The engine's own time, with storage in memory\n\n")
+		table(&b, r.Counts, func(p Point) string { return duration(p.Seconds) },
+			func(g Growth) string {
+				return fmt.Sprintf("%.2f ×", g.growth(func(p Point) float64 { return p.Seconds }))
+			})
+	}
+	seconds := func(p Point) string {
+		text := duration(p.Seconds)
+		if p.MiB > 0 {
+			text += fmt.Sprintf(", %.0f MiB", p.MiB)
+		}
+		return text
+	}
+	if len(r.Server) > 0 {
+		b.WriteString("\n## On Vault with Raft\n\nWith all that Vault itself does. MiB are those of the plugin's process.\n\n")
+		table(&b, r.Server, seconds, func(g Growth) string {
+			return fmt.Sprintf("%.2f ×", g.growth(func(p Point) float64 { return p.Seconds }))
+		})
+	}
+	if len(r.Peers) > 0 {
+		b.WriteString("\n## Other engines, on the same server in the same run\n\n")
+		table(&b, r.Peers, seconds, func(g Growth) string {
+			return fmt.Sprintf("%.2f ×", g.growth(func(p Point) float64 { return p.Seconds }))
+		})
+	}
+	if lines := r.compare(); len(lines) > 0 {
+		b.WriteString("\n## Side by side\n\nAt the largest number of keys; a pair is the work of two engines that a user would choose between.\n\n| here | there | |\n|---|---|---|\n")
+		for _, l := range lines {
+			b.WriteString(l + "\n")
+		}
+	}
+	return b.String()
+}
+
+// pairs are what is compared with what.
+var pairs = [][2]string{
+	{opImport, peerStore}, {opCreate, peerStore}, {opCreds, peerRead}, {opVerify, peerHMAC}, {opVerifyBatch, peerHMACBatch},
+	{opDue, peerRotateNoop}, {opDue, peerRotatePostgres}, {opStart, peerStartNoop},
+}
+
+// compare says who is faster, and by how much.
+func (r *Report) compare() []string {
+	last := func(all []Growth, operation string) (Growth, Point, bool) {
+		i := slices.IndexFunc(all, func(g Growth) bool { return g.Operation == operation })
+		if i < 0 {
+			return Growth{}, Point{}, false
+		}
+		return all[i], all[i].Points[len(all[i].Points)-1], true
+	}
+	var lines []string
+	for _, pair := range pairs {
+		ours, mine, ok := last(r.Server, pair[0])
+		theirs, other, there := last(r.Peers, pair[1])
+		if !ok || !there || mine.Seconds == 0 || other.Seconds == 0 {
+			continue
+		}
+		verdict := fmt.Sprintf("%.1f times as fast here", other.Seconds/mine.Seconds)
+		if mine.Seconds > other.Seconds {
+			verdict = fmt.Sprintf("**we lose**: %.1f times as slow here", mine.Seconds/other.Seconds)
+		}
+		lines = append(lines, fmt.Sprintf("| %s: %s a %s | %s: %s a %s | %s |", ours.Operation, duration(mine.Seconds), ours.Unit, theirs.Operation, duration(other.Seconds), theirs.Unit, verdict))
+	}
+	return lines
+}
+
+// SVG draws the operations of storage and the engine's own time over the number
+// of keys, both axes logarithmic.
+func (r *Report) SVG() string {
+	const width, height, left, right, top, bottom = 900, 460, 70, 260, 40, 50
+	var b strings.Builder
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="12">`+"\n<rect width=\"100%%\" height=\"100%%\" fill=\"white\"/>\n", width, height)
+	fmt.Fprintf(&b, "<text x=\"%d\" y=\"22\" font-size=\"15\">Operations of storage, by the number of keys of the mount</text>\n", left)
+	keys := sizes(r.Counts)
+	if len(keys) < 2 {
+		return b.String() + "</svg>\n"
+	}
+	low, high := math.Log10(float64(keys[0])), math.Log10(float64(keys[len(keys)-1]))
+	const least, most = -1.3, 1.3 // 0.05 to 20 operations
+	x := func(n int) float64 {
+		return left + (math.Log10(float64(n))-low)/(high-low)*(width-left-right)
+	}
+	y := func(v float64) float64 {
+		return height - bottom - (math.Log10(max(v, 0.05))-least)/(most-least)*(height-top-bottom)
+	}
+	for _, n := range keys {
+		fmt.Fprintf(&b, "<line x1=\"%.0f\" y1=\"%d\" x2=\"%.0f\" y2=\"%d\" stroke=\"#ddd\"/><text x=\"%.0f\" y=\"%d\" text-anchor=\"middle\">%s</text>\n", x(n), top, x(n), height-bottom, x(n), height-bottom+18, number(n))
+	}
+	for _, v := range []float64{0.1, 1, 10} {
+		fmt.Fprintf(&b, "<line x1=\"%d\" y1=\"%.0f\" x2=\"%d\" y2=\"%.0f\" stroke=\"#ddd\"/><text x=\"%d\" y=\"%.0f\" text-anchor=\"end\">%g</text>\n", left, y(v), width-right, y(v), left-6, y(v)+4, v)
+	}
+	colours := []string{"#1b6ca8", "#c0392b", "#1e8449", "#8e44ad", "#d68910", "#117a65", "#7b241c", "#2e4053", "#5b2c6f", "#a04000", "#0e6655", "#943126"}
+	for i, g := range r.Counts {
+		colour := colours[i%len(colours)]
+		var points []string
+		for _, p := range g.Points {
+			points = append(points, fmt.Sprintf("%.1f,%.1f", x(p.Keys), y(p.operations())))
+			fmt.Fprintf(&b, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"%s\"/>\n", x(p.Keys), y(p.operations()), colour)
+		}
+		fmt.Fprintf(&b, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"2\" points=\"%s\"/>\n", colour, strings.Join(points, " "))
+		last := g.Points[len(g.Points)-1]
+		fmt.Fprintf(&b, "<text x=\"%d\" y=\"%d\" fill=\"%s\">%s: %.2f a %s</text>\n", width-right+12, top+10+i*18, colour, g.Operation, last.operations(), g.Unit)
+	}
+	return b.String() + "</svg>\n"
+}
+
+func (r *Report) write(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(filepath.Join(dir, "scale.json"), append(text, '\n'), 0o600),
+		os.WriteFile(filepath.Join(dir, "scale.md"), []byte(r.Markdown()), 0o600),
+		os.WriteFile(filepath.Join(dir, "scale.svg"), []byte(r.SVG()), 0o600),
+	)
+}
