@@ -336,7 +336,7 @@ func (b *Backend) startWatching(e *engine) {
 	}
 	e.watch = w
 	e.keeper.Outbox = w
-	e.keeper.Book.OnHour, e.keeper.Book.OnUse, e.keeper.Book.OnForget = w.fullHour, w.usedFrom, w.detector.Forget
+	e.keeper.Book.OnHour, e.keeper.Book.OnUse = w.fullHour, w.usedFrom
 }
 
 // refileLost files again the keys that requests came across.

@@ -396,20 +396,3 @@ func TestAfterACrashInstancesAreTakenAtTheirWord(t *testing.T) {
 		t.Errorf("it was retired because %v", v[fieldReason])
 	}
 }
-
-func TestADeletedKeyLeavesTheSearchForAnomalies(t *testing.T) {
-	t.Parallel()
-	m := newMount(t)
-	m.role(nil)
-	m.use(m.key("acme", nil), "eu")
-	m.flush()
-	detector := m.engineNow().watch.detector
-	if n := detector.Memory().KnownKeys; n != 1 {
-		t.Fatalf("it knows %d keys", n)
-	}
-	m.remove("keys/acme")
-	m.flush()
-	if n := detector.Memory().KnownKeys; n != 0 {
-		t.Errorf("it knows %d keys after the only one was deleted", n)
-	}
-}

@@ -116,6 +116,9 @@ func (m *mount) send(method, path string, body any) (*answer, error) {
 		a.lease, _ = a.body["lease_id"].(string)
 		noteKeys(a.body)
 	}
+	if found := issued.straysIn(raw); len(found) > 0 {
+		m.t.Errorf("%s %s answers %d with %v where none is meant to be", method, path, a.status, found)
+	}
 	return a, nil
 }
 

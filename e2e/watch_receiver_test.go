@@ -118,6 +118,9 @@ func (r *receiver) take(header http.Header, body []byte) int {
 		r.t.Errorf("the id %s came with two bodies: %s and %s", m.ID, before, body)
 	}
 	r.bodies[m.ID] = string(body)
+	if found := issued.straysIn(body); len(found) > 0 {
+		r.t.Errorf("the message %s (%s) holds %v", m.ID, m.Type, found)
+	}
 	r.tries[m.ID]++
 	status := http.StatusNoContent
 	if r.behave != nil {

@@ -52,8 +52,6 @@ type Book struct {
 	// OnUse, where set before first use, is given the accepted uses that a flush
 	// adds to the page of a key. stored sums up what the page has without them.
 	OnUse func(keyID string, stored func() Stored, used []Use)
-	// OnForget, where set before first use, is told of each deleted key.
-	OnForget func(keyID string)
 	// judged is the last hour that was given to OnHour, by page.
 	judged map[string]int64
 }
@@ -376,9 +374,6 @@ func (b *Book) load(ctx context.Context, name string) (*page, error) {
 // Forget removes a deleted key from its page at the next flush.
 func (b *Book) Forget(keyID string) {
 	b.tracker.Forget(keyID)
-	if b.OnForget != nil {
-		b.OnForget(keyID)
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.forgotten) < maxKeys {
