@@ -151,7 +151,7 @@ func buildApikeys() (string, error) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, out)
 	}
-	sum, err := fileSHA256(fresh)
+	sum, err := FileSHA256(fresh)
 	if err != nil {
 		return "", err
 	}
