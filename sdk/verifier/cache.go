@@ -3,8 +3,6 @@
 package verifier
 
 import (
-	"iter"
-
 	"github.com/maypok86/otter/v2"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
@@ -69,9 +67,6 @@ func (c *cache) put(e *entry) {
 }
 
 func (c *cache) remove(id keyID) { c.bounded.Invalidate(id) }
-
-// all goes through the entries, in no order.
-func (c *cache) all() iter.Seq[*entry] { return c.bounded.Values() }
 
 func (c *cache) len() int { return c.bounded.EstimatedSize() }
 

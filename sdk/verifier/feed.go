@@ -216,7 +216,7 @@ func (v *Verifier) apply(f *feedState, a *SyncAnswer, sent, received mono) {
 // fetched together, before each of their next uses would.
 func (v *Verifier) inUse(now mono) []keyID {
 	var ids []keyID
-	for e := range v.cache.all() {
+	for e := range v.cache.index.part(0, 1) {
 		if last := tick(e.first.last.Load()); last > 0 && last+usedLately >= now.tick() {
 			if ids = append(ids, e.id); len(ids) == knownQueue/2 {
 				break

@@ -4,6 +4,7 @@ package verifier
 
 import (
 	"encoding/binary"
+	"iter"
 	"math/bits"
 	"math/rand/v2"
 	"sync"
@@ -78,6 +79,20 @@ func (x *index) get(id *keyID) *entry {
 		}
 	}
 	return nil
+}
+
+// part goes through one of so many parts of the entries.
+func (x *index) part(i, of int) iter.Seq[*entry] {
+	n := len(x.buckets)
+	return func(yield func(*entry) bool) {
+		for b := n * i / of; b < n*(i+1)/of; b++ {
+			for j := range x.buckets[b].slots {
+				if e := x.buckets[b].slots[j].Load(); e != nil && !yield(e) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // put adds an entry, or puts it in the place of that with the same id.

@@ -212,23 +212,28 @@ func (v *Verifier) revalidateAfter(id keyID) mono {
 func (v *Verifier) revalidate(ctx context.Context) {
 	ticker := time.NewTicker(revalidateEvery)
 	defer ticker.Stop()
-	for {
+	for part := 0; ; part++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			v.revalidateDue()
+			v.revalidateDue(part)
 		}
 	}
 }
 
-// revalidateEvery is how often the cache is gone through.
-const revalidateEvery = 5 * time.Second
+// Each revalidateEvery a part of the cache is gone through, so that all of it is
+// once a minute: to look at a million entries at once would push whatever else
+// the processor has in its caches out of them.
+const (
+	revalidateEvery = 5 * time.Second
+	revalidateParts = 12
+)
 
-func (v *Verifier) revalidateDue() {
+func (v *Verifier) revalidateDue(part int) {
 	f, now := v.feed.Load(), v.now()
 	var due []keyID
-	for e := range v.cache.all() {
+	for e := range v.cache.index.part(part%revalidateParts, revalidateParts) {
 		if e.generation == f.generation && e.first.fetched.start()+v.revalidateAfter(e.id) <= now {
 			due = append(due, e.id)
 		}
