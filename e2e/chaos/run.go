@@ -222,6 +222,33 @@ func (w *world) lastLook(ctx context.Context, r *Report) {
 		w.oracle.Add(problems...)
 		r.Compared++
 	}
+	w.explain(ctx)
+}
+
+// explain shows what there is to know of keys with violations.
+func (w *world) explain(ctx context.Context) {
+	const most = 5
+	explained := map[string]bool{}
+	for _, v := range w.oracle.Summary().Violations {
+		if explained[v.Key] || len(explained) == most {
+			continue
+		}
+		explained[v.Key] = true
+		w.t.Logf("%s\nas the oracle was told:", v)
+		for _, line := range w.oracle.Trail(v.Key) {
+			w.t.Log(line)
+		}
+		for _, k := range w.keys {
+			if k.name != v.Key && k.id != v.Key {
+				continue
+			}
+			told, err := w.history(ctx, k)
+			w.t.Logf("as the history of %s has it: %v", k.name, err)
+			for _, what := range told {
+				w.t.Logf("%s %s", what.Time.Format("15:04:05.000"), what.Type)
+			}
+		}
+	}
 }
 
 // checkPeriod checks that no key was rotated by schedule before its time.

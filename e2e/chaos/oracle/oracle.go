@@ -91,13 +91,29 @@ type key struct {
 	latest   int
 	// overlap is not 0 where others than the caller change the key.
 	overlap time.Duration
-	open    bool // a change is under way, or its outcome unknown
-	grows   bool // it may add a version
+	trail   []string // what was last done to it, for people
+	open    bool     // a change is under way, or its outcome unknown
+	grows   bool     // it may add a version
 }
 
 type version struct {
 	must, may spans
 	final     bool
+}
+
+// trailKept bounds the trail of a key.
+const trailKept = 30
+
+func (k *key) note(at time.Time, format string, args ...any) {
+	k.trail = append(k.trail, at.Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
+	k.trail = k.trail[max(0, len(k.trail)-trailKept):]
+}
+
+// Trail tells what was last done to a key, as the oracle was told.
+func (o *Oracle) Trail(name string) []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.key(name).trail)
 }
 
 func (v *version) clone() *version { c := *v; return &c }
@@ -194,6 +210,7 @@ func (o *Oracle) Begin(name string, sent time.Time, in Intent) *Op {
 		op.before[number] = v.clone()
 	}
 	k.open, k.grows = true, in.Adds
+	k.note(sent, "begin %+v", in)
 	for _, number := range in.Ends {
 		v := k.version(number)
 		v.must = v.must.cut(sent)
@@ -220,6 +237,7 @@ func (op *Op) Refused() {
 	k := op.o.key(op.name)
 	k.open, k.grows = false, false
 	k.versions = op.before
+	k.note(op.sent, "which was refused")
 }
 
 // Unknown says that nobody knows whether the change was made; it may still be
@@ -228,6 +246,7 @@ func (op *Op) Unknown() {
 	op.o.mu.Lock()
 	defer op.o.mu.Unlock()
 	op.o.unknown++
+	op.o.key(op.name).note(op.sent, "of which the outcome is unknown")
 }
 
 // Outcome is what a change did, by its answer.
@@ -252,6 +271,7 @@ func (op *Op) Done(answered time.Time, out Outcome) {
 	k := o.key(op.name)
 	k.open, k.grows = false, false
 	k.versions = op.before
+	k.note(answered, "done %+v", out)
 	if out.Added != 0 {
 		o.rotations++
 		switch {
@@ -302,6 +322,7 @@ func (o *Oracle) Observe(name string, sent, answered time.Time, seen []Seen) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	k := o.key(name)
+	k.note(answered, "read since %s as %+v", sent.Format("15:04:05.000"), seen)
 	there := map[int]bool{}
 	latest := 0
 	for _, s := range seen {
