@@ -75,21 +75,23 @@ func (b *Backend) verb(ctx context.Context, c *call, do func(*keyring.Key, *role
 	if err != nil {
 		return nil, err
 	}
-	return &logical.Response{Data: changedAnswer(before, after, c.store.Now())}, nil
+	return &logical.Response{Data: changedAnswer(before, after, c.number(fieldVersion), c.store.Now())}, nil
 }
 
 // changedAnswer describes the version that a transition was about: the one
-// that became active, or else the one whose deadline or state changed.
-func changedAnswer(before, after *keyring.Key, now time.Time) map[string]any {
+// that was asked for, if it was; else the one that became active, or else the
+// one whose deadline or state changed.
+func changedAnswer(before, after *keyring.Key, asked int, now time.Time) map[string]any {
 	now = after.Now(now)
-	subject := keyring.Version{}
+	subject, found := after.Version(asked)
 	active, ok := after.Active()
 	former, had := before.Active()
 	switch {
+	case found:
 	case ok && (!had || former.Number != active.Number):
 		subject = active
 	default:
-		subject, ok = changedVersion(before, after)
+		subject, ok = changedVersion(before, after, now)
 		if !ok {
 			subject = active
 		}
@@ -106,10 +108,12 @@ func changedAnswer(before, after *keyring.Key, now time.Time) map[string]any {
 	return data
 }
 
-func changedVersion(before, after *keyring.Key) (keyring.Version, bool) {
+// changedVersion finds the version that a transition changed. That the overlap
+// of another one was over, and is recorded in the same commit, is no change.
+func changedVersion(before, after *keyring.Key, now time.Time) (keyring.Version, bool) {
 	for _, v := range after.Versions {
 		old, was := before.Version(v.Number)
-		if !was || old.State != v.State || !old.AcceptedUntil.Equal(v.AcceptedUntil) || !old.OverlapEnds.Equal(v.OverlapEnds) {
+		if !was || old.StateAt(now) != v.StateAt(now) || !old.AcceptedUntil.Equal(v.AcceptedUntil) || !old.OverlapEnds.Equal(v.OverlapEnds) {
 			return v, true
 		}
 	}

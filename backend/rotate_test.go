@@ -4,6 +4,7 @@ package backend
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -463,5 +464,36 @@ func TestVerbsTellHowLongTheOldVersionIsAccepted(t *testing.T) {
 	a = m.write("retire/acme", object{"version": 2, "force": true})
 	if a["overlap_ends"] != "2026-01-05T00:00:00Z" || a["state"] != "retired" {
 		t.Errorf("retire answers %v", a)
+	}
+}
+
+// TestVerbsAnswerTheVersionThatTheyWereAbout: that the overlap of another one
+// ran out, and is recorded in the same commit, is not what the answer tells.
+func TestVerbsAnswerTheVersionThatTheyWereAbout(t *testing.T) {
+	t.Parallel()
+	for name, body := range map[string]object{"asked for": {"version": 2}, "the only candidate": {}} {
+		for _, verb := range []string{"extend", "retire"} {
+			t.Run(verb+" "+name, func(t *testing.T) {
+				t.Parallel()
+				m := newMount(t)
+				m.role(object{"overlap_period": "1h", "max_overlap_period": "5h", "rollback_window": 0})
+				m.key("acme", nil)
+				m.rotate("acme", nil)
+				m.clock.Advance(10 * time.Minute)
+				m.rotate("acme", nil)
+				m.clock.Advance(50 * time.Minute) // the overlap of version 1 is over, and nobody has recorded it
+				body := maps.Clone(body)
+				switch verb {
+				case "extend":
+					body["overlap_period"] = "90m"
+				case "retire":
+					body["force"] = true
+				}
+				got := m.write(verb+"/acme", body)
+				if number(t, got["version"]) != 2 || verb == "extend" && got["accepted_until"] != "2026-01-05T02:30:00Z" {
+					t.Errorf("%s answers %v", verb, got)
+				}
+			})
+		}
 	}
 }
