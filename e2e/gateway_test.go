@@ -84,7 +84,7 @@ func gatewayEdge(t testing.TB) *edge {
 	e.config = e.file("gateway.hcl", e.fit(docsFile(t, "gateway.hcl")))
 	e.start()
 	t.Cleanup(func() {
-		for _, name := range issued.findIn([]byte(e.gateway.Log())) {
+		for _, name := range issued.FindIn([]byte(e.gateway.Log())) {
 			t.Errorf("the gateway's log has %s in clear", name)
 		}
 	})
