@@ -35,8 +35,9 @@ func (o *Oracle) saidWithin(verdict Verdict, version int, sent, answered, bound 
 	o.Judge(v)
 }
 
-// rotate supersedes version 1 in a call, with an overlap from its middle.
-func (o *Oracle) rotate(to int, sent, answered, overlap float64) {
+// rotate supersedes version 1 in a call, with an overlap of 30 s from its middle.
+func (o *Oracle) rotate(to int, sent, answered float64) {
+	const overlap = 30
 	op := o.Begin("acme", at(sent), Intent{Supersedes: 1, Overlap: at(overlap).Sub(origin), Adds: true})
 	op.Done(at(answered), Outcome{Added: to, Until: map[int]time.Time{1: at((sent+answered)/2 + overlap)}})
 }
@@ -67,32 +68,32 @@ func TestOracle(t *testing.T) {
 			o.said(Unavailable, 1, 2, 3)
 		}, nil},
 		"a superseded version is refused within its overlap": {func(o *Oracle) {
-			o.rotate(2, 10, 12, 30)
+			o.rotate(2, 10, 12)
 			o.said(Refused, 1, 39, 40.9)
 		}, []Kind{FalseRefusal}},
 		"its successor is refused": {func(o *Oracle) {
-			o.rotate(2, 10, 12, 30)
+			o.rotate(2, 10, 12)
 			o.said(Refused, 2, 12, 13)
 		}, []Kind{FalseRefusal}},
 		"around its deadline both answers are right": {func(o *Oracle) {
-			o.rotate(2, 10, 12, 30)
+			o.rotate(2, 10, 12)
 			o.said(Refused, 1, 40.9, 41)
 			o.said(Accepted, 1, 40.9, 45)
 		}, nil},
 		"a superseded version is accepted after its overlap": {func(o *Oracle) {
-			o.rotate(2, 10, 12, 30)
+			o.rotate(2, 10, 12)
 			o.said(Accepted, 1, 41.5, 42)
 		}, []Kind{LateAcceptance}},
 		"late, but within the bound of the verifier": {func(o *Oracle) {
-			o.rotate(2, 10, 12, 30)
+			o.rotate(2, 10, 12)
 			o.saidWithin(Accepted, 1, 41.5, 42, 1)
 		}, nil},
 		"later than the bound of the verifier": {func(o *Oracle) {
-			o.rotate(2, 10, 12, 30)
+			o.rotate(2, 10, 12)
 			o.saidWithin(Accepted, 1, 42.5, 43, 1)
 		}, []Kind{LateAcceptance}},
 		"a verifier that may refuse a little early does": {func(o *Oracle) {
-			o.rotate(2, 10, 12, 30)
+			o.rotate(2, 10, 12)
 			o.Judge(Verification{Class: "test", Key: "acme", Version: 1, Sent: at(40), Answered: at(40.9), Verdict: Refused, Code: "RETIRED", Early: 200 * time.Millisecond})
 		}, nil},
 		"while a rotation is under way the old version is refused": {func(o *Oracle) {
@@ -109,12 +110,12 @@ func TestOracle(t *testing.T) {
 			o.said(Refused, 1, 20, 21)
 		}, []Kind{FalseRefusal}},
 		"a revoked version is accepted": {func(o *Oracle) {
-			o.rotate(2, 10, 12, 30)
+			o.rotate(2, 10, 12)
 			o.revoke(1, 13, 14)
 			o.said(Accepted, 1, 14.1, 15)
 		}, []Kind{LateAcceptance}},
 		"a revoked version is accepted while it is being revoked": {func(o *Oracle) {
-			o.rotate(2, 10, 12, 30)
+			o.rotate(2, 10, 12)
 			o.revoke(1, 13, 14)
 			o.said(Accepted, 1, 13.9, 15)
 			o.said(Refused, 1, 12.9, 13.1)
@@ -146,13 +147,13 @@ func TestOracle(t *testing.T) {
 			o.Begin("acme", at(10), Intent{Supersedes: 1, Overlap: time.Minute, Adds: true}).Unknown()
 			o.Observe("acme", at(30), at(31), []Seen{{Version: 1, Accepted: true, Until: at(75)}, {Version: 2, Accepted: true, Until: at(76)}, {Version: 3, Accepted: true}})
 		}, []Kind{DoubleRotation}},
-		"a rotation skips a version": {func(o *Oracle) { o.rotate(3, 10, 12, 30) }, []Kind{DoubleRotation}},
+		"a rotation skips a version": {func(o *Oracle) { o.rotate(3, 10, 12) }, []Kind{DoubleRotation}},
 		"a rotation answers a version that there was": {func(o *Oracle) {
-			o.rotate(2, 10, 12, 30)
-			o.rotate(2, 20, 22, 30)
+			o.rotate(2, 10, 12)
+			o.rotate(2, 20, 22)
 		}, []Kind{LostRotation}},
 		"a rotation that was answered is gone": {func(o *Oracle) {
-			o.rotate(2, 10, 12, 30)
+			o.rotate(2, 10, 12)
 			o.Observe("acme", at(30), at(31), []Seen{{Version: 1, Accepted: true}})
 		}, []Kind{LostKey, LostRotation}},
 		"a key is gone": {func(o *Oracle) { o.Missing("acme", at(20)) }, []Kind{LostKey}},
@@ -160,12 +161,12 @@ func TestOracle(t *testing.T) {
 			o.Observe("acme", at(30), at(31), []Seen{{Version: 1}})
 		}, []Kind{EndedEarly}},
 		"a revoked version reads as accepted": {func(o *Oracle) {
-			o.rotate(2, 10, 12, 30)
+			o.rotate(2, 10, 12)
 			o.revoke(1, 13, 14)
 			o.Observe("acme", at(30), at(31), []Seen{{Version: 1, Accepted: true}, {Version: 2, Accepted: true}})
 		}, []Kind{Revived}},
 		"a rollback makes a version accepted for ever": {func(o *Oracle) {
-			o.rotate(2, 10, 12, 30)
+			o.rotate(2, 10, 12)
 			op := o.Begin("acme", at(20), Intent{Supersedes: 2, Overlap: 30 * time.Second, Revives: []int{1}})
 			op.Done(at(22), Outcome{Active: 1, Until: map[int]time.Time{2: at(51)}})
 			o.said(Accepted, 1, 100, 101)
@@ -173,19 +174,19 @@ func TestOracle(t *testing.T) {
 			o.said(Accepted, 2, 52, 53)
 		}, []Kind{FalseRefusal, LateAcceptance}},
 		"an overlap is extended": {func(o *Oracle) {
-			o.rotate(2, 10, 12, 30)
+			o.rotate(2, 10, 12)
 			o.Begin("acme", at(20), Intent{Revives: []int{1}}).Done(at(22), Outcome{Until: map[int]time.Time{1: at(81)}})
 			o.said(Refused, 1, 79, 80)
 		}, []Kind{FalseRefusal}},
 		"a version is rescued after its end, and may be refused until then": {func(o *Oracle) {
-			o.rotate(2, 10, 12, 30)
+			o.rotate(2, 10, 12)
 			o.Begin("acme", at(60), Intent{Revives: []int{1}}).Done(at(62), Outcome{Until: map[int]time.Time{1: at(121)}})
 			o.said(Refused, 1, 39, 62)
 			o.said(Accepted, 1, 61, 63)
 			o.said(Refused, 1, 64, 65)
 		}, []Kind{FalseRefusal}},
 		"a version is accepted between its end and its rescue": {func(o *Oracle) {
-			o.rotate(2, 10, 12, 30)
+			o.rotate(2, 10, 12)
 			o.Begin("acme", at(60), Intent{Revives: []int{1}}).Done(at(62), Outcome{Until: map[int]time.Time{1: at(121)}})
 			o.said(Accepted, 1, 50, 51)
 		}, []Kind{LateAcceptance}},
@@ -233,7 +234,7 @@ func TestOracle(t *testing.T) {
 func TestOracleCountsWhatItWasTold(t *testing.T) {
 	t.Parallel()
 	o := history()
-	o.rotate(2, 10, 12, 30)
+	o.rotate(2, 10, 12)
 	o.said(Accepted, 1, 20, 21)
 	o.said(Refused, 1, 50, 51)
 	o.said(Unavailable, 1, 50, 51)
