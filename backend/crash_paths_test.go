@@ -549,7 +549,7 @@ func (w *cutWorld) rules(sc cut) {
 			if path := fmt.Sprintf("dueh/%06d", k.NextTick/60); len(w.memory.Paths("dueh/")) > 0 && slices.Contains(w.memory.Paths("dueh/"), path) {
 				w.entry(path, &bits)
 			}
-			if !slices.Contains(w.memory.Paths(fmt.Sprintf("due/%08d/", k.NextTick)), fmt.Sprintf("due/%08d/%s", k.NextTick, k.ID)) || bits&(1<<uint(k.NextTick%60)) == 0 { //nolint:gosec // a minute of an hour
+			if !slices.Contains(w.memory.Paths(fmt.Sprintf("due/%08d/", k.NextTick)), fmt.Sprintf("due/%08d/%s", k.NextTick, k.ID)) || bits&(1<<(k.NextTick%60)) == 0 {
 				t.Errorf("%s is not filed in its minute, %d", k.Label(), k.NextTick)
 			}
 		}

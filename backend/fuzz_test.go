@@ -118,13 +118,15 @@ func FuzzKey(f *testing.F) {
 // answered for itself.
 func FuzzBatches(f *testing.F) {
 	routes := []string{"verify", "import", "usage", "lookup"}
-	for i, body := range []string{
+	route := uint8(0)
+	for _, body := range []string{
 		`{"batch_input":[{"api_key":"key_EXAMPLEkey01_x"},{"api_key":"a","scopes":"b","source_ip":"::1","source":"eu"},{"n":1},7]}`,
 		`{"batch_input":[{"name":"b1","role":"r","import_key":"elsewhere-0123456789"},{"name":"b1","role":"x","import_sha256":"00"},null]}`,
 		`{"verifier":"edge","boot":"b","sequence":1,"reported_through":"2026-01-05T00:00:00Z","entries":[{"key_id":"EXAMPLEkey01","version":1,"count":3,"last_used":"2026-01-04T00:00:00Z"},{}]}`,
 		`{"key_ids":["EXAMPLEkey01"],"digests":["` + strings.Repeat("a1", 32) + `"]}`,
 	} {
-		f.Add(uint8(i), []byte(body)) //nolint:gosec // four of them
+		f.Add(route, []byte(body))
+		route++
 	}
 	f.Add(uint8(0), []byte(`{"api_key":"key_EXAMPLEkey01_x","scopes":["a"],"source_ip":"192.0.2.1"}`))
 	f.Add(uint8(3), []byte(`{"after":"","limit":"10"}`))
@@ -194,14 +196,16 @@ func FuzzStoredEntry(f *testing.F) {
 			paths[kind] = path
 		}
 	}
-	for i, kind := range fuzzKinds {
+	number := uint8(0)
+	for _, kind := range fuzzKinds {
 		value := state.Entries[paths[kind]]
-		f.Add(uint8(i), []byte(value))                //nolint:gosec // some of them
-		f.Add(uint8(i), []byte(value[:len(value)/2])) //nolint:gosec // some of them
-		f.Add(uint8(i), newer(value))                 //nolint:gosec // some of them
+		f.Add(number, []byte(value))
+		f.Add(number, []byte(value[:len(value)/2]))
+		f.Add(number, newer(value))
 		for _, other := range []string{"", "null", "[]", "{}", `"x"`, "0", `{"schema":1}`} {
-			f.Add(uint8(i), []byte(other)) //nolint:gosec // some of them
+			f.Add(number, []byte(other))
 		}
+		number++
 	}
 	f.Fuzz(func(t *testing.T, number uint8, value []byte) {
 		kind := fuzzKinds[int(number)%len(fuzzKinds)]
@@ -253,7 +257,7 @@ func FuzzStoredEntry(f *testing.F) {
 		if code := w.code(text(t, a.data[fieldAPIKey])); code != "VALID" {
 			t.Errorf("with an entry of the kind %s as %q another key is %s", kind, value, code)
 		}
-		if w.current("auto") <= int(before.data["current_version"].(float64)) { //nolint:forcetypeassert // JSON has one kind of number
+		if w.current("auto") <= int(before.data["current_version"].(float64)) {
 			t.Errorf("with an entry of the kind %s as %q another key is not rotated any more", kind, value)
 		}
 		if logs := w.logs.String(); strings.Contains(logs, "panic") {

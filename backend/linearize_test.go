@@ -13,6 +13,8 @@ import (
 
 	"github.com/anishathalye/porcupine"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 )
 
 // keyAsk is a request about the one key, and keyAnswer what came of it.
@@ -98,18 +100,18 @@ func TestOneKeyIsLinearizable(t *testing.T) {
 			first.versions[0].token = tokens[0]
 			var mu sync.Mutex
 			var history []porcupine.Operation
-			began := time.Now() //nolint:forbidigo // the order of calls is one of the machine's time
+			order, seeds := clock.System(), rand.New(rand.NewPCG(42, 42))
 			var all sync.WaitGroup
 			for client := range clients {
-				random := rand.New(rand.NewPCG(uint64(round), uint64(client))) //nolint:gosec // any numbers will do
+				random := rand.New(rand.NewPCG(seeds.Uint64(), seeds.Uint64()))
 				all.Go(func() {
 					for range requests {
 						mu.Lock()
 						in := anyAsk(random, tokens)
 						mu.Unlock()
-						call := time.Since(began).Nanoseconds()
+						call := order.Elapsed().Nanoseconds()
 						out := m.askKey(in)
-						end := time.Since(began).Nanoseconds()
+						end := order.Elapsed().Nanoseconds()
 						mu.Lock()
 						if out.token != "" && in.verb != "static-creds" {
 							tokens = append(tokens, out.token)
@@ -122,14 +124,14 @@ func TestOneKeyIsLinearizable(t *testing.T) {
 			all.Wait()
 			model := porcupine.Model{
 				Init:              func() any { return first },
-				Step:              func(state, in, out any) (bool, any) { return step(state.(*refKey), in.(keyAsk), out.(keyAnswer)) }, //nolint:forcetypeassert // they are ours
+				Step:              func(state, in, out any) (bool, any) { return step(state.(*refKey), in.(keyAsk), out.(keyAnswer)) },
 				Equal:             func(a, b any) bool { return reflect.DeepEqual(a, b) },
 				DescribeOperation: func(in, out any) string { return fmt.Sprintf("%+v: %+v", in, out) },
 			}
 			switch result := porcupine.CheckOperationsTimeout(model, history, time.Minute); result {
 			case porcupine.Illegal:
 				for _, op := range history {
-					ask, answered := op.Input.(keyAsk), op.Output.(keyAnswer) //nolint:forcetypeassert // they are ours
+					ask, answered := op.Input.(keyAsk), op.Output.(keyAnswer)
 					t.Logf("%d: %d to %d: %s %d %v: %d, version %d, %s", op.ClientId, op.Call, op.Return, ask.verb, ask.version, ask.flag, answered.status, answered.version, answered.code)
 				}
 				t.Error("no order of these requests explains their answers")

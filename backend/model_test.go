@@ -301,7 +301,7 @@ func (x *modelMachine) rotate() {
 	if a.status >= 300 {
 		return
 	}
-	if got := number; int(a.data[fieldVersion].(float64)) != got { //nolint:forcetypeassert // JSON has one kind of number
+	if got := number; int(a.data[fieldVersion].(float64)) != got {
 		x.Fatalf("rotate answers version %v, the model says %d", a.data[fieldVersion], got)
 	}
 	x.issued(name, number, a)
@@ -469,7 +469,7 @@ func (x *modelMachine) lease() {
 		x.Fatalf("creds answers %s", a)
 	}
 	now := x.now()
-	id := a.data[fieldKeyID].(string) //nolint:forcetypeassert // the schema says so
+	id := a.data[fieldKeyID].(string)
 	k := &refKey{role: role, leased: true, recorded: now, maxExpire: now.Add(modelLeaseMax)}
 	k.activate(now, x.ref.roles[role], k.add(now, true))
 	k.versions[0].expire = now.Add(modelLeaseTTL)
@@ -497,7 +497,6 @@ func (x *modelMachine) rotateLease() {
 	number := 0
 	a := x.ask(logical.UpdateOperation, "rotate-leased/"+id, nil, func(ref *reference) int {
 		k := ref.keys[id]
-		now := k.now(x.now())
 		if !x.now().Before(k.maxExpire) {
 			return http.StatusBadRequest
 		}
@@ -507,7 +506,6 @@ func (x *modelMachine) rotateLease() {
 		}
 		number = v.number
 		v.expire = soonest(x.now().Add(modelLeaseTTL), k.maxExpire)
-		_ = now
 		return http.StatusOK
 	})
 	if a.status == http.StatusOK {
@@ -648,7 +646,7 @@ func (x *modelMachine) follow(may, done bool) {
 		}
 		next, r := k.clone(), x.ref.roles[k.role]
 		next.tick(x.now(), r)
-		x.drained(next, stored, r)
+		x.drained(next, stored)
 		for latest := number(x, versions(x, stored)[0][fieldVersion]); next.latest() < latest; {
 			x.rotated(name, next, stored, r)
 		}
@@ -664,7 +662,7 @@ func (x *modelMachine) follow(may, done bool) {
 
 // drained follows the retirement of a version that drain was waited for. Use
 // within the quiet period, or before the process began, forbids it.
-func (x *modelMachine) drained(k *refKey, stored object, r refRole) {
+func (x *modelMachine) drained(k *refKey, stored object) {
 	now := k.now(x.now())
 	for _, shown := range versions(x, stored) {
 		v := k.version(number(x, shown[fieldVersion]))
@@ -679,7 +677,6 @@ func (x *modelMachine) drained(k *refKey, stored object, r refRole) {
 		}
 		v.retire(now)
 	}
-	_ = r
 }
 
 // rotated follows a rotation that happened by itself.

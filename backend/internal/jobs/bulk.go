@@ -75,14 +75,24 @@ type jobFields Job
 // MarshalJSON keeps the fields that UnmarshalJSON did not know.
 func (j Job) MarshalJSON() ([]byte, error) { return jsonkeep.Marshal(jobFields(j), j.extra) }
 
-// UnmarshalJSON reads a stored job and refuses a newer schema.
+// UnmarshalJSON reads a stored job and refuses a newer schema, and a job that
+// it would not know how to do.
 func (j *Job) UnmarshalJSON(data []byte) error {
 	if err := jsonkeep.CheckSchema(data, jobSchema); err != nil {
 		return err
 	}
 	extra, err := jsonkeep.Unmarshal(data, (*jobFields)(j))
+	if err != nil {
+		return err
+	}
 	j.extra = extra
-	return err
+	switch {
+	case j.Kind != kindRotate && j.Kind != kindReschedule:
+		return errors.New("a job of a kind that this plugin does not know: run the newer plugin that wrote it")
+	case j.Kind == kindRotate && j.Wish == nil, j.NextShard < 0 || j.NextShard > store.Shards:
+		return errors.New("the job does not say what is left to do")
+	}
+	return nil
 }
 
 // Failure says why a job could not change a key.

@@ -224,7 +224,7 @@ func TestADamagedJobDoesNotStopTheOthers(t *testing.T) {
 func TestAJobOfANewerPlugin(t *testing.T) {
 	t.Parallel()
 	var job Job
-	if err := json.Unmarshal([]byte(`{"schema":1,"id":"a","added":{"x":1}}`), &job); err != nil {
+	if err := json.Unmarshal([]byte(`{"schema":1,"id":"a","kind":"reschedule","added":{"x":1}}`), &job); err != nil {
 		t.Fatal(err)
 	}
 	if data, err := json.Marshal(job.copy()); err != nil || !strings.Contains(string(data), `"added":{"x":1}`) {
@@ -232,6 +232,12 @@ func TestAJobOfANewerPlugin(t *testing.T) {
 	}
 	if err := json.Unmarshal([]byte(`{"schema":2,"id":["?"]}`), &job); err == nil || !strings.Contains(err.Error(), "newer plugin") {
 		t.Errorf("a newer schema: %v", err)
+	}
+	// What it would not know how to do, it does not begin.
+	for _, stored := range []string{`{"schema":1,"kind":"retire"}`, `{"schema":1,"kind":"rotate"}`, `{"schema":1,"kind":"reschedule","next_shard":257}`} {
+		if err := json.Unmarshal([]byte(stored), &Job{}); err == nil {
+			t.Errorf("%s is taken for a job", stored)
+		}
 	}
 }
 
