@@ -63,7 +63,7 @@ func (m *mount) startFleet(n int, address string) *edgeFleet {
 	eventually(m.t, 30*time.Second, func() error {
 		for _, v := range f.verifiers {
 			if h := v.Health(); !h.Ready {
-				return fmt.Errorf("a verifier is not ready: %v", h.LastError)
+				return fmt.Errorf("a verifier is not ready: %w", h.LastError)
 			}
 		}
 		return nil
@@ -378,7 +378,7 @@ func TestTwentyVerifiersThroughFailovers(t *testing.T) {
 				case <-time.After(20 * time.Millisecond):
 				}
 				requests.Add(1)
-				r, _ := v.Verify(context.Background(), keys[n%len(keys)], verifier.Check{})
+				r, _ := v.Verify(t.Context(), keys[n%len(keys)], verifier.Check{})
 				switch r.Verdict {
 				case verifier.Unavailable:
 					unavailable.Add(1)
@@ -442,6 +442,7 @@ func TestTwentyVerifiersThroughFailovers(t *testing.T) {
 		f.accept(apiKey)
 	}
 	changeOver(func(leader *harness.Server) { leader.Kill(t) })
+	f.accept(later)
 	m.write("revoke/later", fields("all", true, "force", true))
 	refusedEverywhere("revoked by the third leader", later, time.Now())
 	close(stop)

@@ -65,7 +65,7 @@ func populate(n int) *population {
 	p.Verifier = must(verifier.New(verifier.Config{
 		Engine: pages{p.engine, p}, Name: "bench", CacheSize: max(n, 1000), FirstFill: true,
 	}))
-	go func() { _ = p.Run(context.Background()) }() //nolint:usetesting // it outlives the benchmark that came first
+	go func() { _ = p.Run(context.Background()) }()
 	for start := time.Now(); p.Health().CachedKeys < n; time.Sleep(10 * time.Millisecond) {
 		if time.Since(start) > 5*time.Minute {
 			panic(fmt.Sprintf("%d of %d keys are cached: %+v", p.Health().CachedKeys, n, p.Stats()))
@@ -146,7 +146,7 @@ func (p *population) warm(from, n int) {
 
 // hits verifies n keys in turn.
 func (p *population) hits(from, n int) {
-	ctx := context.Background() //nolint:usetesting // it costs nothing to look at
+	ctx := context.Background()
 	i := from % len(p.keys)
 	for range n {
 		r, err := p.Verify(ctx, p.keys[i], verifier.Check{})
@@ -323,7 +323,7 @@ func BenchmarkVerifyMiss(b *testing.B) {
 	for range 64 {
 		all.Go(func() {
 			for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
-				if r, err := v.Verify(context.Background(), p.keys[int(i)%len(p.keys)], verifier.Check{}); err != nil || r.Verdict != verifier.Accepted {
+				if r, err := v.Verify(b.Context(), p.keys[int(i)%len(p.keys)], verifier.Check{}); err != nil || r.Verdict != verifier.Accepted {
 					b.Errorf("%s %s %v", r.Verdict, r.Code, err)
 					return
 				}
@@ -332,7 +332,7 @@ func BenchmarkVerifyMiss(b *testing.B) {
 	}
 	all.Wait()
 	b.StopTimer()
-	_ = v.Close(context.Background())
+	_ = v.Close(b.Context())
 }
 
 func TestAHitAllocatesNothing(t *testing.T) {

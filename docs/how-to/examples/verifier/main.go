@@ -34,7 +34,7 @@ func main() {
 
 func run(ctx context.Context) error {
 	vault, err := vaultclient.New(vaultclient.Config{
-		Auth:   vaultclient.AppRole{RoleIDFile: "verifier-role-id", SecretIDFile: "verifier-secret-id"},
+		Auth:   vaultclient.AppRole{RoleIDFile: "verifier-role-id", SecretIDFile: "verifier-secret-id"}, //nolint:gosec // they are names of files
 		Logger: slog.Default(),
 	})
 	if err != nil {
@@ -61,7 +61,7 @@ func run(ctx context.Context) error {
 	}
 	orders := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		key, _ := verifierhttp.FromContext(r.Context())
-		fmt.Fprintf(w, "hello %s\n", key.Key.Name)
+		_, _ = fmt.Fprintf(w, "hello %s\n", key.Key.Name)
 	})
 	prometheus.MustRegister(verifierprom.NewCollector(v))
 	mux := http.NewServeMux()
