@@ -246,6 +246,7 @@ func TestAClaimThatNobodyRedeemsTakesItsKeyAlong(t *testing.T) {
 func TestARoleWhoseKeysNobodyCouldGetIsRefused(t *testing.T) {
 	t.Parallel()
 	m, b := newMount(t), newInbox(t)
+	m.engineNow().work.Stop(clock.System().After) // it would write between what refused compares
 	refused := func() {
 		t.Helper()
 		m.refused(badStatus, logical.UpdateOperation, "roles/r", unkept(), "retrievable=false", "deliver=claim", "version.activated", `"r"`,
@@ -274,6 +275,41 @@ func TestARoleWhoseKeysNobodyCouldGetIsRefused(t *testing.T) {
 	}
 	m.patch("roles/r", object{"disable_automated_rotation": true})
 	m.refused(badStatus, logical.PatchOperation, "roles/r", object{"disable_automated_rotation": false}, "deliver=claim")
+}
+
+// TestAPromotionOfWhatNobodyCanClaimWarns, and does not where the role has come
+// to keep keys: then static-creds has it.
+func TestAPromotionOfWhatNobodyCanClaimWarns(t *testing.T) {
+	t.Parallel()
+	for _, kept := range []bool{false, true} {
+		t.Run(fmt.Sprintf("kept %t", kept), func(t *testing.T) {
+			t.Parallel()
+			m, b := newMount(t), newInbox(t)
+			m.claimHook(b, nil)
+			role := unkept()
+			role["activation_delay"] = "10m"
+			m.role(role)
+			m.key("acme", nil)
+			m.tell()
+			m.delivered()
+			m.passDelivering(65 * time.Minute)
+			if kept {
+				m.patch("roles/r", object{"retrievable": true})
+			}
+			m.write("webhooks/other", object{"url": b.URL, "allow_private": true})
+			m.remove("webhooks/claims")
+			a := m.request(logical.UpdateOperation, "promote/acme", nil)
+			if a.status != http.StatusOK || number(t, a.data[fieldVersion]) != 2 {
+				t.Fatalf("%s", a)
+			}
+			if warned := strings.Contains(strings.Join(a.warnings, "\n"), "nobody could claim"); warned == kept {
+				t.Errorf("warned %t: %q", warned, a.warnings)
+			}
+			if got := m.request(logical.ReadOperation, "static-creds/acme", nil); (got.status == http.StatusOK) != kept {
+				t.Errorf("static-creds: %s", got)
+			}
+		})
+	}
 }
 
 // TestARotationWaitsForItsWebhook that is disabled, has gone, or fails: the old

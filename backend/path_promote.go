@@ -4,12 +4,14 @@ package backend
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
 )
 
@@ -40,15 +42,19 @@ func (b *Backend) pathPromote() []*framework.Path {
 		HelpSynopsis: "Promote the pending version of a key.",
 		HelpDescription: `Ends the activation delay now. The overlap of the former version counts from this
 moment. Warns of verifiers at the edge that have not followed up to the pending
-version yet.`,
+version yet, and of a key that nobody could claim.`,
 	}}
 }
 
 func (b *Backend) promoteKey(ctx context.Context, c *call) (*logical.Response, error) {
 	return b.verb(ctx, c, func(k *keyring.Key, r *role.Role, cause keyring.Cause) (*keyring.Key, error) {
-		next, err := k.Promote(cause, r.Policy(), c.number(fieldVersion))
+		kept := lifecycle.KeepPending(k, r)
+		next, err := kept.Promote(cause, r.Policy(), c.number(fieldVersion))
 		if err == nil {
 			c.warnOfPromotion(k)
+			if why := c.keeper.Unclaimable(ctx, kept); why != "" {
+				c.warn(fmt.Sprintf("nobody could claim the key that is active now: %s. Whoever was not answered it cannot get it: rotate again, or rollback with force=true", why))
+			}
 		}
 		return next, err
 	})

@@ -189,7 +189,7 @@ func (k *Key) Block(c Cause, reason string, retry time.Time) *Key {
 }
 
 // PutOff moves the promotion of the pending version, which must exist, to at,
-// and records why the first time.
+// and records why the first time. Without a reason it records nothing.
 func (k *Key) PutOff(c Cause, reason string, at time.Time) *Key {
 	n, c := k.begin(c)
 	pending, ok := n.Pending()
@@ -197,7 +197,7 @@ func (k *Key) PutOff(c Cause, reason string, at time.Time) *Key {
 		return k // its time was over
 	}
 	n.at(pending.Number).PromoteAt = at
-	if n.Blocked != reason {
+	if reason != "" && n.Blocked != reason {
 		n.Blocked = reason
 		n.Record(c, EventRotationBlocked, pending.Number, reason)
 	}

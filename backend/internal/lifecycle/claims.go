@@ -63,6 +63,37 @@ func (kp *Keeper) waitForClaims(ctx context.Context, k *keyring.Key, r *role.Rol
 	return nil, nil
 }
 
+// KeepPending returns k with its pending version kept, where the role has come
+// to keep plaintexts since that version was made to be claimed: nobody need
+// claim it any more. Otherwise it returns k itself.
+func KeepPending(k *keyring.Key, r *role.Role) *keyring.Key {
+	pending, ok := k.Pending()
+	if !ok || !r.Retrievable || len(pending.Handover) == 0 || len(pending.Sealed) > 0 {
+		return k
+	}
+	next := k.Clone()
+	for i := range next.Versions {
+		if v := &next.Versions[i]; v.Number == pending.Number {
+			v.Sealed, v.Handover = v.Handover, nil // encrypted alike
+		}
+	}
+	return next
+}
+
+// Unclaimable tells why nobody could claim the pending version of k, or ""
+// where somebody could, or where it is not a claim that hands it out.
+func (kp *Keeper) Unclaimable(ctx context.Context, k *keyring.Key) string {
+	pending, ok := k.Pending()
+	if !ok || len(pending.Handover) == 0 {
+		return ""
+	}
+	_, why, err := kp.claimable(ctx, k)
+	if err != nil {
+		return "webhooks cannot be read"
+	}
+	return why
+}
+
 // holdPromotion puts off the promotion of a version that only a claim can hand
 // out, where nobody could claim it. A key without an active version does not
 // wait: the pending one is accepted, and nothing is taken from anybody.
@@ -76,7 +107,8 @@ func (kp *Keeper) holdPromotion(ctx context.Context, k *keyring.Key, cause keyri
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case err != nil:
-		why = "webhooks cannot be read"
+		kp.Logger.Warn("a promotion waits: it is not known who could claim the new key", "key_id", k.ID, "error", err)
+		return k.PutOff(cause, "", cause.Now.Add(claimUnknown)), nil
 	case why == "":
 		return k, nil
 	}

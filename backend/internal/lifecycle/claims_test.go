@@ -246,3 +246,91 @@ func TestARetrievableRoleAsksNobody(t *testing.T) {
 		t.Error("the key is not kept")
 	}
 }
+
+// TestAPromotionWaitsAMinuteWhereStorageDoesNotTellWhoCouldClaim, and nobody is
+// told that it is blocked.
+func TestAPromotionWaitsAMinuteWhereStorageDoesNotTellWhoCouldClaim(t *testing.T) {
+	t.Parallel()
+	w, o, id := unread(t, func(r *role.Role) { r.ActivationDelay = 2 * time.Hour })
+	w.run(25*time.Hour, nil)
+	o.unsure = errors.New("storage is down")
+	w.run(70*time.Minute, nil)
+	w.expectStates(id, "1 active, 2 pending")
+	if k := w.key(id); events(k, keyring.EventRotationBlocked) != 0 || k.Blocked != "" {
+		t.Errorf("it is told as blocked: %q", k.Blocked)
+	}
+	o.unsure = nil
+	w.run(3*time.Minute, nil)
+	w.expectStates(id, "1 retiring, 2 active")
+}
+
+// TestNothingBlocksWhatIsNotThere: a version whose promotion was put off ends,
+// and the reason with it.
+func TestNothingBlocksWhatIsNotThere(t *testing.T) {
+	t.Parallel()
+	w, o, id := unread(t, func(r *role.Role) { r.ActivationDelay = 2 * time.Hour })
+	w.run(25*time.Hour, nil)
+	o.nobody = "the webhook is gone"
+	w.run(3*time.Hour, nil)
+	if w.key(id).Blocked == "" {
+		t.Fatal("nothing was put off")
+	}
+	if _, _, err := w.keeper.Revoke(t.Context(), id, keyring.RevokeOptions{Version: 2}, false, byTest()); err != nil {
+		t.Fatal(err)
+	}
+	if k := w.key(id); k.Blocked != "" {
+		t.Errorf("still blocked by %q", k.Blocked)
+	}
+}
+
+// TestARoleThatComesToKeepKeysKeepsThePendingOne: nobody need claim it, so it
+// waits for nobody, and becomes active by whatever way with its plaintext.
+func TestARoleThatComesToKeepKeysKeepsThePendingOne(t *testing.T) {
+	t.Parallel()
+	for name, promote := range map[string]func(w *world, id string){
+		"by itself": func(w *world, _ string) { w.run(25*time.Hour, nil) },
+		"revoke": func(w *world, id string) {
+			made, changed, err := w.keeper.Revoke(w.t.Context(), id, keyring.RevokeOptions{Version: 1}, true, byTest())
+			if err != nil || !changed || made.Token == "" || made.Version != 2 {
+				w.t.Errorf("version %d, changed %t, a token of %d bytes: %v", made.Version, changed, len(made.Token), err)
+			}
+			w.note(made)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w, o, id := unread(t, func(r *role.Role) { r.ActivationDelay = 2 * time.Hour })
+			w.run(25*time.Hour, nil)
+			w.expectStates(id, "1 active, 2 pending")
+			o.nobody = "the webhook is gone"
+			w.role("r", func(r *role.Role) { r.ActivationDelay = 2 * time.Hour })
+			promote(w, id)
+			k := w.key(id)
+			v, _ := k.Version(2)
+			if v.State == keyring.StatePending || events(k, keyring.EventRotationBlocked) != 0 {
+				t.Errorf("versions are %s, with %d events", w.states(id), events(k, keyring.EventRotationBlocked))
+			}
+			w.checkServed(id)
+			if _, changed, err := w.keeper.Revoke(t.Context(), id, keyring.RevokeOptions{Version: 1}, true, byTest()); err != nil || changed && name == "revoke" {
+				t.Errorf("revoked again: changed %t, %v", changed, err)
+			}
+		})
+	}
+}
+
+// TestARevocationThatDoesNothingKeepsNothing: what has ended as asked stays,
+// and the key is not written.
+func TestARevocationThatDoesNothingKeepsNothing(t *testing.T) {
+	t.Parallel()
+	w, _, id := unread(t, func(r *role.Role) { r.ActivationDelay, r.OverlapPeriod = 2*time.Hour, time.Hour })
+	w.run(27*time.Hour, nil)
+	if _, _, err := w.keeper.Revoke(t.Context(), id, keyring.RevokeOptions{Version: 1}, false, byTest()); err != nil {
+		t.Fatal(err)
+	}
+	w.run(22*time.Hour, nil)
+	w.expectStates(id, "1 revoked, 2 active, 3 pending")
+	w.role("r", func(r *role.Role) { r.ActivationDelay = 2 * time.Hour })
+	if _, changed, err := w.keeper.Revoke(t.Context(), id, keyring.RevokeOptions{Version: 1}, true, byTest()); changed || err != nil {
+		t.Errorf("changed %t, %v", changed, err)
+	}
+}

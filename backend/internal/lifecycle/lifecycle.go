@@ -240,6 +240,10 @@ func (kp *Keeper) Update(ctx context.Context, id string, change Change) (before,
 		// What somebody did may have made room for the rotation that waits.
 		after.RotateAt = now
 	}
+	_, waited := before.Pending()
+	if _, waits := after.Pending(); waited && !waits && after.RotateAt.IsZero() {
+		after.Blocked = "" // what put its promotion off
+	}
 	after = kp.startOver(ctx, before, kp.watchEnds(ctx, before, after, now), now)
 	if err := kp.commit(ctx, before, after, r, now); err != nil {
 		return before, nil, r, err

@@ -147,7 +147,12 @@ func (kp *Keeper) Revoke(ctx context.Context, id string, o keyring.RevokeOptions
 			}
 			minted, o.Successor = token, &material
 		}
-		return k.Revoke(cause, r.Policy(), o)
+		kept := KeepPending(k, r) // it may be the successor
+		next, err := kept.Revoke(cause, r.Policy(), o)
+		if next == kept {
+			next = k
+		}
+		return next, err
 	})
 	if err != nil {
 		return nil, false, err
@@ -342,7 +347,7 @@ func (kp *Keeper) advance(ctx context.Context, k *keyring.Key, r *role.Role, now
 	}
 	// First the promotions and retirements: they may make room for a rotation,
 	// or leave the key in need of one.
-	k, err := kp.holdPromotion(ctx, k, cause)
+	k, err := kp.holdPromotion(ctx, KeepPending(k, r), cause)
 	if err != nil {
 		return nil, err
 	}
