@@ -4,6 +4,7 @@ package backend
 
 import (
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -92,6 +93,54 @@ func (m *mount) passUntold(d time.Duration) {
 			m.t.Fatalf("tick: %v", err)
 		}
 		_ = m.engineNow().watch.tell(m.t.Context())
+	}
+}
+
+// TestASecretThatNobodyWasAnsweredIsMadeAgain: the write that makes a webhook
+// fails, and may have taken effect; whoever tries again gets the secret that
+// signs.
+func TestASecretThatNobodyWasAnsweredIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	for _, applied := range []bool{false, true} {
+		for _, looked := range []bool{false, true} {
+			t.Run(fmt.Sprintf("applied %t, looked at %t", applied, looked), func(t *testing.T) {
+				t.Parallel()
+				memory := storetest.NewMemory()
+				faulty := storetest.NewFaulty(memory)
+				m := newMountOn(t, memory, faulty, clock.NewManual(epoch))
+				hook := object{"url": "https://example.com/"}
+				fails := func() {
+					t.Helper()
+					faulty.Inject(storetest.Fault{At: 1, Applied: applied, Only: func(op storetest.Op) bool {
+						return op.Kind == storetest.Put && op.Path == "webhook/ops"
+					}})
+					if a := m.request(logical.UpdateOperation, "webhooks/ops", hook); a.status != http.StatusInternalServerError || a.data[fieldSecret] != nil {
+						t.Fatalf("%s", a)
+					}
+				}
+				fails()
+				if looked {
+					m.request(logical.ReadOperation, "webhooks/ops", nil)
+				}
+				fails()
+				a := m.request(logical.UpdateOperation, "webhooks/ops", hook)
+				if a.status != http.StatusOK {
+					t.Fatalf("tried again: %s", a)
+				}
+				h, err := m.engineNow().watch.hooks.Hook(t.Context(), "ops")
+				if err != nil || len(h.Secrets) != 1 || h.Secrets[0].Value != text(t, a.data[fieldSecret]) {
+					t.Errorf("%d secrets sign, %v", len(h.Secrets), err)
+				}
+				if a := m.request(logical.UpdateOperation, "webhooks/ops", hook); a.status != http.StatusNoContent {
+					t.Errorf("changed: %s", a)
+				}
+				// A change that fails is no reason to make another.
+				fails()
+				if a := m.request(logical.UpdateOperation, "webhooks/ops", hook); a.status != http.StatusNoContent {
+					t.Errorf("changed after a failure: %s", a)
+				}
+			})
+		}
 	}
 }
 

@@ -68,6 +68,13 @@ func webhookAnswerFields() fields {
 	}
 }
 
+// changedWebhook declares the answer of a change: nothing, but where the write
+// that made the webhook failed, and its answer with it.
+func changedWebhook() map[int][]framework.Response {
+	return orEmpty(answers("The secret, where the write that made the webhook failed and took effect; shown once.",
+		fields{fieldSecret: secret(textField("What signs messages."))}), "Changed.")
+}
+
 func (b *Backend) pathWebhooks() []*framework.Path {
 	return []*framework.Path{
 		{
@@ -87,8 +94,8 @@ func (b *Backend) pathWebhooks() []*framework.Path {
 			ExistenceCheck: b.webhookExists,
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.CreateOperation: b.forwarded(b.writeWebhook, "Create a webhook.", "write", answers("The secret, where it was made; shown once.", fields{fieldSecret: secret(textField("What signs messages."))})),
-				logical.UpdateOperation: b.forwarded(b.writeWebhook, "Change a webhook; absent fields keep their value.", "write", empty("Changed.")),
-				logical.PatchOperation:  b.forwarded(b.writeWebhook, "Change a webhook; null sets a field to its default.", "patch", empty("Changed.")),
+				logical.UpdateOperation: b.forwarded(b.writeWebhook, "Change a webhook; absent fields keep their value.", "write", changedWebhook()),
+				logical.PatchOperation:  b.forwarded(b.writeWebhook, "Change a webhook; null sets a field to its default.", "patch", changedWebhook()),
 				logical.ReadOperation:   b.forwarded(b.readWebhook, "Read a webhook and its last deliveries, without its secret.", "read", answers("The webhook.", webhookAnswerFields())),
 				logical.DeleteOperation: b.forwarded(b.deleteWebhook, "Delete a webhook and what it was still to be told.", "delete", empty("Deleted.")),
 			},

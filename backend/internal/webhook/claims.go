@@ -30,10 +30,12 @@ const (
 	// claimKeep is how long a code is known after its life, so that its
 	// second use is seen.
 	claimKeep = 7 * 24 * time.Hour
-	// claimSweep is the time between two looks for claims to forget, and
-	// maxSwept the number that one look removes.
-	claimSweep = 24 * time.Hour
-	maxSwept   = 1000
+	// claimSweep is the time between two looks for claims to forget,
+	// claimSweepAgain that where some could not be looked at, and maxSwept the
+	// number that one look removes.
+	claimSweep      = 24 * time.Hour
+	claimSweepAgain = time.Hour
+	maxSwept        = 1000
 
 	claimSchema   = 1
 	claimPrefix   = "claim_"
@@ -331,11 +333,14 @@ func (c *Claims) find(ctx context.Context, path claimPath) (entry *claimEntry, w
 // Sweep removes the keys of claims whose life is over, and forgets claims a
 // week after that. It may be called at any time. It costs a List the first
 // time, one in each minute in which the life of a claim with a key ends, once a
-// day one and a Get for each claim that is a week old, and else nothing.
+// day one and a Get for each claim that is a week old, and else nothing. What
+// fails is tried again, and holds up nothing else.
 func (c *Claims) Sweep(ctx context.Context) error {
-	if err := c.sweepEnds(ctx); err != nil {
-		return err
-	}
+	return errors.Join(c.sweepEnds(ctx), c.sweepOld(ctx))
+}
+
+// sweepOld forgets claims of old.
+func (c *Claims) sweepOld(ctx context.Context) error {
 	c.sweepMu.Lock()
 	defer c.sweepMu.Unlock()
 	if c.clock.Elapsed()-c.swept < claimSweep {
@@ -347,35 +352,40 @@ func (c *Claims) Sweep(ctx context.Context) error {
 	}
 	old := claimDay(c.clock.Now().Add(-claimKeep))
 	removed := 0
+	var failed failures
 	for _, name := range days {
 		day := strings.TrimSuffix(name, "/")
 		if n, err := strconv.ParseInt(day, 10, 64); err != nil || n >= old {
 			continue
 		}
-		n, err := c.sweepDay(ctx, day, maxSwept-removed)
-		if removed += n; err != nil {
-			return err
+		if removed += c.sweepDay(ctx, day, maxSwept-removed, &failed); removed >= maxSwept {
+			return failed.err() // the next call goes on
 		}
-		if removed >= maxSwept {
-			return nil // the next call goes on
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 	}
 	c.swept = c.clock.Elapsed()
-	return nil
+	if failed.count > 0 {
+		c.swept -= claimSweep - claimSweepAgain
+	}
+	return failed.err()
 }
 
-func (c *Claims) sweepDay(ctx context.Context, day string, most int) (removed int, err error) {
+func (c *Claims) sweepDay(ctx context.Context, day string, most int, failed *failures) (removed int) {
 	ids, err := c.storage.ListClaims(ctx, day)
 	if err != nil {
-		return 0, fmt.Errorf("list claims: %w", err)
+		failed.add(fmt.Errorf("list claims: %w", err))
+		return 0
 	}
 	for _, id := range ids {
-		if removed >= most {
-			return removed, nil
+		if removed >= most || ctx.Err() != nil {
+			return removed
 		}
 		raw, err := c.storage.GetClaim(ctx, day, id)
 		if err != nil {
-			return removed, fmt.Errorf("read a claim: %w", err)
+			failed.add(fmt.Errorf("read a claim: %w", err))
+			continue
 		}
 		var entry claimEntry
 		err = json.Unmarshal(raw, &entry)
@@ -383,9 +393,10 @@ func (c *Claims) sweepDay(ctx context.Context, day string, most int) (removed in
 			continue
 		}
 		if err := c.storage.DeleteClaim(ctx, day, id); err != nil {
-			return removed, fmt.Errorf("delete a claim: %w", err)
+			failed.add(fmt.Errorf("delete a claim: %w", err))
+			continue
 		}
 		removed++
 	}
-	return removed, nil
+	return removed
 }

@@ -373,7 +373,9 @@ func (d *Deliverer) Hook(ctx context.Context, name string) (*Hook, error) {
 
 // Update changes the hook of this name, or makes it: change is given the hook
 // as it is, or one with defaults and no CreatedTime. An error of change, or a
-// Refusal, is returned as it is and changes nothing. Enabling a hook lets all
+// Refusal, is returned as it is and changes nothing. A hook whose making failed
+// and that is there all the same is given without secrets: whoever made it was
+// not answered. Enabling a hook lets all
 // that waits be tried at once, attempts counted anew.
 func (d *Deliverer) Update(ctx context.Context, name string, change func(*Hook) error) (*Hook, error) {
 	if !nameForm.MatchString(name) {
@@ -411,7 +413,8 @@ func (d *Deliverer) Update(ctx context.Context, name string, change func(*Hook) 
 	q = newQueue(d, name)
 	h, err := q.update(ctx, change)
 	q.mu.Lock()
-	written := err == nil || q.unread != nil
+	q.unanswered = q.unread != nil
+	written := err == nil || q.unanswered
 	q.mu.Unlock()
 	if written { // or perhaps
 		d.mu.Lock()
@@ -442,6 +445,9 @@ func (q *queue) update(ctx context.Context, change func(*Hook) error) (*Hook, er
 	if before != nil {
 		h = before.clone()
 	}
+	if q.unanswered {
+		h.Secrets = nil
+	}
 	if err := change(h); err != nil {
 		return nil, err
 	}
@@ -453,6 +459,7 @@ func (q *queue) update(ctx context.Context, change func(*Hook) error) (*Hook, er
 		q.unsure(err)
 		return nil, err
 	}
+	q.unanswered = false
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.install(h, before)

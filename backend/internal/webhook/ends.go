@@ -36,31 +36,67 @@ func (c *Claims) noteEnd(ctx context.Context, p claimPath, end time.Time) error 
 	return nil
 }
 
-// sweepEnds removes the keys of claims whose life is over.
+// sweepEnds removes the keys of claims whose life is over. One that fails keeps
+// its minute, for the next call, and holds up no other.
 func (c *Claims) sweepEnds(ctx context.Context) error {
 	minutes, err := c.overdueEnds(ctx)
 	if err != nil {
 		return err
 	}
+	var failed failures
 	for _, minute := range minutes {
-		folder := strconv.FormatInt(minute, 10)
-		names, err := c.storage.ListClaimEnd(ctx, folder)
-		if err != nil {
-			return fmt.Errorf("list the ends of claims: %w", err)
+		if ctx.Err() != nil {
+			break
 		}
-		for _, name := range names {
-			if err := c.end(ctx, name); err != nil {
-				return err
-			}
-			if err := c.storage.DeleteClaimEnd(ctx, folder, name); err != nil {
-				return fmt.Errorf("delete the end of a claim: %w", err)
-			}
+		if !c.sweepMinute(ctx, minute, &failed) {
+			continue
 		}
 		c.endsMu.Lock()
 		delete(c.ends, minute)
 		c.endsMu.Unlock()
 	}
-	return nil
+	return failed.err()
+}
+
+// sweepMinute is sweepEnds for one minute, and tells whether nothing is left.
+func (c *Claims) sweepMinute(ctx context.Context, minute int64, failed *failures) bool {
+	folder, before := strconv.FormatInt(minute, 10), failed.count
+	names, err := c.storage.ListClaimEnd(ctx, folder)
+	if err != nil {
+		failed.add(fmt.Errorf("list the ends of claims: %w", err))
+	}
+	for _, name := range names {
+		if ctx.Err() != nil {
+			failed.add(ctx.Err())
+			break
+		}
+		if err := c.end(ctx, name); err != nil {
+			failed.add(err)
+		} else if err := c.storage.DeleteClaimEnd(ctx, folder, name); err != nil {
+			failed.add(fmt.Errorf("delete the end of a claim: %w", err))
+		}
+	}
+	return failed.count == before
+}
+
+// failures are any number of errors, of which the first is kept.
+type failures struct {
+	first error
+	count int
+}
+
+func (f *failures) add(err error) {
+	if f.first == nil {
+		f.first = err
+	}
+	f.count++
+}
+
+func (f *failures) err() error {
+	if f.count < 2 {
+		return f.first
+	}
+	return fmt.Errorf("%w (and %d more)", f.first, f.count-1)
 }
 
 // overdueEnds are the minutes that are over, the oldest first.

@@ -342,3 +342,19 @@ func TestLoadingSurvivesAnyFailure(t *testing.T) {
 		t.Errorf("%d requests", n)
 	}
 }
+
+// TestAHookThatGoesAwayWhileAnEventIsTaken: a write of it fails just then, and
+// the event waits until it is read again.
+func TestAHookThatGoesAwayWhileAnEventIsTaken(t *testing.T) {
+	t.Parallel()
+	r := rigOn(t, storetest.NewMemory(), clock.NewManual(start))
+	r.hook("ops", "http://127.0.0.1:1/")
+	r.enqueue(event("k1", 1))
+	q := r.queue("ops")
+	s, _ := q.take()
+	q.unsure(storetest.ErrInjected)
+	q.attempt(t.Context(), s)(t.Context())
+	if n := r.status("ops").Pending; n != 1 || s.index < 0 || q.sending != 0 {
+		t.Errorf("%d wait, %d are being sent", n, q.sending)
+	}
+}

@@ -359,3 +359,42 @@ func TestADamagedClaimCostsItsCodeOnly(t *testing.T) {
 		t.Errorf("left %v, %v", r.memory.Paths("claim"), err)
 	}
 }
+
+// TestAClaimThatStorageDoesNotGiveHoldsNoOtherUp: the keys of the others go with
+// their claims, those of old are forgotten, and it is tried again.
+func TestAClaimThatStorageDoesNotGiveHoldsNoOtherUp(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	claims := newReceiver(t, r.clock, nil)
+	r.hook("claims", claims.URL, claimer)
+	r.enqueue(handover("k1", time.Hour))
+	r.quiet()
+	bad := r.memory.Paths("claim/")[0]
+	r.enqueue(handover("k2", time.Hour), handover("k3", 2*time.Hour))
+	r.quiet()
+	r.faulty.Inject(unreadable(bad))
+	r.clock.Advance(3 * time.Hour)
+	for range 2 {
+		if err := r.redeem.Sweep(t.Context()); !errors.Is(err, storetest.ErrInjected) {
+			t.Errorf("%v", err)
+		}
+		if held := r.holds(); len(held) != 1 || held[0] != bad || len(r.memory.Paths("claimend/")) != 1 {
+			t.Errorf("keys are in %v; filed: %v", held, r.memory.Paths("claimend/"))
+		}
+	}
+	r.clock.Advance(9 * 24 * time.Hour)
+	if err := r.redeem.Sweep(t.Context()); !errors.Is(err, storetest.ErrInjected) {
+		t.Errorf("%v", err)
+	}
+	if left := r.memory.Paths("claim/"); len(left) != 1 {
+		t.Errorf("left of old: %v", left)
+	}
+	r.faulty.Heal()
+	r.clock.Advance(claimSweepAgain)
+	if err := r.redeem.Sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if left := append(r.memory.Paths("claim/"), r.memory.Paths("claimend/")...); len(left) != 0 {
+		t.Errorf("left in the end: %v", left)
+	}
+}

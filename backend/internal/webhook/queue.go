@@ -86,6 +86,10 @@ type queue struct {
 	unread *unreadHook
 	// unsaved tells that hook has news that storage does not have.
 	unsaved bool
+	// unanswered tells that the write that made the hook failed, and none has
+	// succeeded since: if storage has it, nobody was answered its secret. The
+	// Deliverer's admin guards it.
+	unanswered bool
 
 	byID    map[string]*stream
 	ready   streams
@@ -302,8 +306,11 @@ func (q *queue) storageFailed(ctx context.Context, s *stream, err error) {
 func (q *queue) attempt(ctx context.Context, s *stream) func(context.Context) {
 	// The first one does not change while s is being sent.
 	q.mu.Lock()
-	h, seq, settled := q.hook, s.seqs[0], s.settled
+	h, alive, seq, settled := q.hook, q.alive(), s.seqs[0], s.settled
 	q.mu.Unlock()
+	if !alive { // since it was taken
+		return func(context.Context) { q.putOff(s, 0) }
+	}
 	if settled {
 		return func(ctx context.Context) { q.settle(ctx, s, seq) }
 	}
