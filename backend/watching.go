@@ -166,45 +166,54 @@ const maxUntold = 8
 
 // tell works off what waits to be told. What fails with storage stays owed,
 // and is found by the next tick. One key that fails, or one webhook, does not
-// keep what others have to tell.
+// keep what others have to tell. It tries nothing twice.
 func (w *watcher) tell(ctx context.Context) error {
 	var failed error
-	row := 0
-	for ctx.Err() == nil {
+	var again []notice
+	defer func() {
+		for _, n := range again {
+			w.offer(n)
+		}
+	}()
+	for row := 0; row < maxUntold && ctx.Err() == nil; {
+		var err error
 		select {
 		case id := <-w.owed:
-			err := w.engine.keeper.CopyOwed(ctx, id)
-			if err == nil {
-				row = 0
-				continue
-			}
-			failed = err
-			if row++; row >= maxUntold {
-				return failed
-			}
+			err = w.engine.keeper.CopyOwed(ctx, id)
 		case n := <-w.notices:
-			var err error
-			if n.stale {
-				err = w.engine.keeper.NoteStale(ctx, n.keyID, n.version)
-			} else {
-				err = w.note(ctx, n)
-			}
-			w.noting.Delete(onItsWay{n.keyID, n.version, n.stale})
-			if err != nil {
-				if n.finding != nil {
-					w.offer(n) // it may not happen again
-				}
-				return err
+			if err = w.tellOf(ctx, n); err != nil && n.finding != nil {
+				again = append(again, n) // it may not happen again
 			}
 		case t := <-w.events:
 			if err := w.send(ctx, t.key, t.event); err != nil {
 				w.engine.keeper.Logger.Debug("Vault did not take an event", "type", t.event.Type, "error", err)
 			}
+			continue
 		default:
 			return failed
 		}
+		if err == nil {
+			row = 0
+			continue
+		}
+		row++
+		if failed == nil {
+			failed = err
+		}
 	}
-	return ctx.Err()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return failed
+}
+
+// tellOf notes what a notice says.
+func (w *watcher) tellOf(ctx context.Context, n notice) error {
+	defer w.noting.Delete(onItsWay{n.keyID, n.version, n.stale})
+	if n.stale {
+		return w.engine.keeper.NoteStale(ctx, n.keyID, n.version)
+	}
+	return w.note(ctx, n)
 }
 
 // note records in a key's history what verification saw.

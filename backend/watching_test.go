@@ -3,10 +3,12 @@
 package backend
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/anomaly"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
 )
@@ -86,4 +88,38 @@ func TestNoEventsAreKeptWhereNobodyIsTold(t *testing.T) {
 			t.Errorf("%s keeps events", path)
 		}
 	}
+}
+
+// TestANoticeThatFailsHoldsNobodyUp, and a finding is told once storage takes it.
+func TestANoticeThatFailsHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	memory := storetest.NewMemory()
+	faulty := storetest.NewFaulty(memory)
+	m := newMountOn(t, memory, faulty, clock.NewManual(epoch))
+	m.role(nil)
+	bad, good := m.key("bad", nil), m.key("good", nil)
+	m.tell()
+	id := m.keyID("bad")
+	faulty.Inject(storetest.Fault{At: 1, Rest: true, Only: func(op storetest.Op) bool {
+		return op.Kind == storetest.Put && op.Path == "key/"+id
+	}})
+	w := m.engineNow().watch
+	w.notify(notice{keyID: id, version: 1, finding: &anomaly.Finding{Kind: anomaly.UnseenSource, KeyID: id, Version: 1}})
+	m.wantCodes("VALID VALID", bad, good)
+	if err := w.tell(t.Context()); !errors.Is(err, storetest.ErrInjected) {
+		t.Errorf("%v", err)
+	}
+	history := func(name, event string, want int) {
+		t.Helper()
+		if n := strings.Count(toJSON(m.read("history/"+name)), event); n != want {
+			t.Errorf("%d times %s of %s, want %d", n, event, name, want)
+		}
+	}
+	history("good", "version.first_used", 1)
+	history("bad", "anomaly.detected", 0)
+	faulty.Heal()
+	m.wantCodes("VALID", bad)
+	m.tell()
+	history("bad", "anomaly.detected", 1)
+	history("bad", "version.first_used", 1)
 }

@@ -153,6 +153,9 @@ func (c Channel) Doubtful(name string) {
 	now := f.elapsed()
 	d := doubt{since: now, next: now + firstRenewal}
 	if _, known := f.doubts[what]; !known && len(f.doubts) >= maxDoubts {
+		if f.all != nil {
+			d.next = f.all.next // however many come
+		}
 		f.all = &d
 	} else {
 		f.doubts[what] = d

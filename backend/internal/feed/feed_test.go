@@ -216,6 +216,37 @@ func TestDoubtsAreBounded(t *testing.T) {
 	}
 }
 
+// TestDoubtsBeyondTheBoundDoNotPutEachOtherOff: everybody is told while they
+// still come.
+func TestDoubtsBeyondTheBoundDoNotPutEachOtherOff(t *testing.T) {
+	t.Parallel()
+	f, c := newFeed(t)
+	for i := range 5000 {
+		f.Keys().Doubtful(fmt.Sprint(i))
+	}
+	at := f.Position()
+	resets := 0
+	for i := range 100 {
+		c.Advance(500 * time.Millisecond)
+		f.Keys().Doubtful(fmt.Sprint("more", i))
+		d := f.Since(at)
+		if d.Reset {
+			resets++
+		}
+		at = d.Position
+	}
+	if resets < 20 {
+		t.Errorf("%d resets in 50 seconds", resets)
+	}
+	c.Advance(settle)
+	if d := f.Since(at); !d.Reset {
+		t.Error("the last ones were not told when they had settled")
+	}
+	if d := f.Since(f.Position()); d.Reset {
+		t.Error("it goes on")
+	}
+}
+
 func TestLastOf(t *testing.T) {
 	t.Parallel()
 	f, _ := newFeed(t)
