@@ -24,6 +24,10 @@ UNIT = $$(go list ./... | grep -v '^$(MODULE)/e2e')
 # The race detector needs a C compiler. .ci/run has one; whoever has none is told.
 RACE = $$(if command -v "$$(go env CC)" >/dev/null; then echo -race; else echo 'SKIP -race: no C compiler ($(shell go env CC))' >&2; fi)
 
+# What the race detector makes take many minutes, or would measure itself: these
+# run without it, and the rest with it.
+NO_RACE := ^(TestEveryCrashAtTheRoutes|TestOperationCountsDoNotGrow|TestAHitCostsLittleMoreThanItsHash)$$
+
 TEST_FLAGS ?=
 E2E_FLAGS  ?= -v -count=1 -p 1 -parallel 4 -timeout 20m
 E2E        ?= ./e2e/...
@@ -68,7 +72,8 @@ test-short: ## The inner loop: unit tests without the race detector and without 
 
 .PHONY: unit
 unit: ## Unit tests with the race detector
-	@race=$(RACE); set -x; go test $$race -timeout 15m $(TEST_FLAGS) $(UNIT)
+	@race=$(RACE); set -x; go test $$race -timeout 20m -skip '$(NO_RACE)' $(TEST_FLAGS) $(UNIT); \
+		go test -timeout 15m -run '$(NO_RACE)' $(TEST_FLAGS) ./backend ./sdk/verifier
 
 .PHONY: e2e
 e2e: ## End-to-end tests on a real Vault; one of them: make e2e E2E_FLAGS='-v -run Name'
