@@ -29,7 +29,8 @@ RACE = $$(if command -v "$$(go env CC)" >/dev/null; then echo -race; else echo '
 NO_RACE := ^(TestEveryCrashAtTheRoutes|TestOperationCountsDoNotGrow|TestAHitCostsLittleMoreThanItsHash)$$
 
 TEST_FLAGS ?=
-E2E_FLAGS  ?= -v -count=1 -p 1 -parallel 4 -timeout 20m
+# Chaos and scale have targets of their own.
+E2E_FLAGS  ?= -v -count=1 -p 1 -parallel 4 -timeout 25m -skip '^(TestChaos|TestScale)$$'
 E2E        ?= ./e2e/...
 BENCH      ?= .
 FUZZTIME   ?= 10s
