@@ -47,12 +47,9 @@ func (c *Claims) attach(take func(Key)) {
 	}
 }
 
-// Fetch returns the last key that was claimed: no look brings another.
-func (c *Claims) Fetch(context.Context) (Fetched, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return Fetched{Key: c.last}, nil
-}
+// Fetch returns no key: Redeem brings each, and no look another. One that was
+// redeemed meanwhile would be put back by the one before.
+func (*Claims) Fetch(context.Context) (Fetched, error) { return Fetched{}, nil }
 
 // ErrClaim means that a code cannot be redeemed: it is unknown, was redeemed
 // before, or its time is over.

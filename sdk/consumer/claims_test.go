@@ -85,6 +85,10 @@ func TestClaimsBeforeTheSourceAndAfterARestart(t *testing.T) {
 		if v := s.Current().Version(); v != 1 {
 			t.Errorf("version %d", v)
 		}
+		// A look that ends after the next code was redeemed puts no key back.
+		if got, err := claims.Fetch(t.Context()); err != nil || !got.Key.IsZero() {
+			t.Errorf("a look brings %v, %v", got.Key, err)
+		}
 		synctest.Wait()
 		var log bytes.Buffer
 		s = w.source(func(c *consumer.Config) {

@@ -179,9 +179,9 @@ func (v *Verifier) apply(f *feedState, a *SyncAnswer, sent, received mono) {
 	if reset {
 		next.generation++
 		v.changes.reset(a.Seq, received)
-		for _, mark := range v.roles {
-			mark.changed.Store(0)
-		}
+		// The marks of before stay as they are: whoever still reads the feed of
+		// before goes by them.
+		v.roles = map[string]*roleMark{}
 	} else {
 		if len(a.Changed)+len(a.Roles) > 0 {
 			v.changes.turn(f.seq, received)

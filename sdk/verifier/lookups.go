@@ -74,7 +74,8 @@ type lane struct {
 	flights  map[subject]*flight // not sent yet
 	urgent   []*flight
 	quiet    []*flight
-	sending  int
+	sending  int  // senders that run
+	coming   bool // one of them has not taken its first lookup yet
 	waiting  int
 	stopping bool
 }
@@ -150,9 +151,7 @@ func (l *lane) refetch(ids []keyID) {
 			l.quiet = append(l.quiet, f)
 		}
 	}
-	for range (len(l.quiet) + batchItems - 1) / batchItems {
-		l.start()
-	}
+	l.start()
 }
 
 // refund gives back what questions have cost that found a key.
@@ -190,10 +189,12 @@ func (b *budget) take(now mono) bool {
 
 func (b *budget) give() { b.left = min(b.left+1, max(1, 2*b.perSecond)) }
 
-// start has another sender run, where there is need of one. The caller locks.
+// start has another sender run, where there is something to ask and none is
+// about to: those whose lookup is under way may be long. The caller locks.
 func (l *lane) start() {
-	if l.sending < l.senders && l.sending < len(l.urgent)+len(l.quiet) && !l.stopping {
+	if l.sending < l.senders && !l.coming && len(l.urgent)+len(l.quiet) > 0 && !l.stopping {
 		l.sending++
+		l.coming = true
 		l.v.background.Add(1)
 		go l.send()
 	}
@@ -202,8 +203,8 @@ func (l *lane) start() {
 // send sends lookups while there is something to ask.
 func (l *lane) send() {
 	defer l.v.background.Done()
-	for {
-		batch := l.next()
+	for first := true; ; first = false {
+		batch := l.next(first)
 		if batch == nil {
 			return
 		}
@@ -212,10 +213,15 @@ func (l *lane) send() {
 	}
 }
 
-// next takes the flights of one lookup, those that somebody waits for first.
-func (l *lane) next() []*flight {
+// next takes the flights of one lookup, those that somebody waits for first,
+// and leaves what is over to another sender. first tells that it is the first
+// lookup of this one.
+func (l *lane) next(first bool) []*flight {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if first {
+		l.coming = false
+	}
 	var batch []*flight
 	for _, queue := range []*[]*flight{&l.urgent, &l.quiet} {
 		n := 0
@@ -234,6 +240,7 @@ func (l *lane) next() []*flight {
 	if len(batch) == 0 {
 		l.sending--
 	}
+	l.start()
 	return batch
 }
 

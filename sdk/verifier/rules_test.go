@@ -670,10 +670,31 @@ func TestWaitingEndsWithTheRequest(t *testing.T) {
 		}
 		// Without a deadline the verifier has one.
 		v.unavailable(apiKey)
-		if took := time.Since(before); took > 5*time.Second {
-			t.Errorf("it took %s", took)
+		if took := time.Since(before); took != 2100*time.Millisecond {
+			t.Errorf("it took %s: want the 2 seconds of one lookup", took)
 		}
 		e.set(func() { e.hang = false })
+	})
+}
+
+func TestALookupDoesNotWaitForTheOneBefore(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		_, first := e.key(t)
+		_, second := e.key(t)
+		v := start(t, e)
+		synctest.Wait()
+		const roundTrip = 300 * time.Millisecond
+		e.set(func() { e.delay = roundTrip })
+		var both sync.WaitGroup
+		defer both.Wait()
+		both.Go(func() { v.accepts(first) })
+		time.Sleep(100 * time.Millisecond)
+		before := time.Now()
+		v.accepts(second)
+		if took := time.Since(before); took != roundTrip {
+			t.Errorf("it took %s, want one round trip", took)
+		}
 	})
 }
 
