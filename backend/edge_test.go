@@ -650,3 +650,63 @@ func TestADamagedKeyLeavesTheOthersAlone(t *testing.T) {
 		t.Errorf("a fill finds %d keys", got)
 	}
 }
+
+func TestAVerifierShowsNoAccessor(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.entity, m.accessor = "", "accessor-of-a-token"
+	m.sync("", 0, object{"verifier": "eu-1"})
+	got := m.read("verifiers/eu-1")["caller"]
+	if text := fmt.Sprint(got); !strings.HasPrefix(text, "token:") || strings.Contains(text, m.accessor) {
+		t.Errorf("the caller is shown as %v", got)
+	}
+	m.entity = "an-entity"
+	m.sync("", 0, object{"verifier": "eu-2"})
+	if got := m.read("verifiers/eu-2")["caller"]; got != "entity:an-entity" {
+		t.Errorf("the caller is shown as %v", got)
+	}
+}
+
+// TestACacheThatReportsNothingDelaysRetirement for as long as it may accept;
+// what it accepted is unknown. A look at sync by hand delays nothing.
+func TestACacheThatReportsNothingDelaysRetirement(t *testing.T) {
+	t.Parallel()
+	report := func(m *mount, sequence int) {
+		m.write("usage", object{"verifier": "eu-1", "boot": "b", "sequence": sequence, "reported_through": stamp(m.clock.Now()), "entries": []any{}})
+	}
+	for what, c := range map[string]struct {
+		ask, after func(m *mount)
+		delays     bool
+	}{
+		"a look by hand":            {ask: func(m *mount) { m.sync("", 0, nil) }},
+		"a look-up that finds none": {ask: func(m *mount) { m.lookupIDs("Nobody00000a") }},
+		"follows without a name":    {ask: func(m *mount) { m.since(m.sync("", 0, nil)) }, delays: true},
+		"looks up":                  {ask: func(m *mount) { m.lookupIDs(m.keyID("acme")) }, delays: true},
+		"a first fill": {ask: func(m *mount) {
+			for f := m.lookup(object{"limit": 10}); f.Next != ""; f = m.lookup(object{"after": f.Next}) {
+				m.clock.Advance(0) // the key may be on any page
+			}
+		}, delays: true},
+		"looks up for what reports": {ask: func(m *mount) { report(m, 1); m.lookupIDs(m.keyID("acme")) }, after: func(m *mount) { report(m, 2) }},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			m := newMount(t)
+			m.role(object{"overlap_period": "24h", "drain_quiet_period": "5m"})
+			m.key("acme", nil)
+			m.rotate("acme", nil)
+			c.ask(m)
+			m.clock.Advance(5 * time.Minute)
+			if c.after != nil {
+				c.after(m)
+			}
+			if c.delays {
+				m.refused(badStatus, logical.UpdateOperation, "retire/acme", nil, "not drained", "without the name of a verifier")
+				m.clock.Advance(6 * time.Minute) // its cache is over
+				m.refused(badStatus, logical.UpdateOperation, "retire/acme", nil, "not drained", "unused only since")
+				m.clock.Advance(4 * time.Minute)
+			}
+			m.write("retire/acme", nil)
+		})
+	}
+}

@@ -54,7 +54,9 @@ func (b *Backend) pathLookup() []*framework.Path {
 tokens that were made elsewhere, whose digest is told only to those who present
 it. The answer is at least as new as its seq: a record is stale once "sync" of
 the same epoch has named its key or its role with a higher one.
-With after or limit it goes through all keys that were made here, to fill a cache.`,
+With after or limit it goes through all keys that were made here, to fill a cache.
+A caller that was not heard from at "sync" or "usage" under the name of a verifier
+within 10 minutes may accept what it is told without reporting it: see "sync".`,
 	}}
 }
 
@@ -74,6 +76,9 @@ func (b *Backend) lookup(ctx context.Context, c *call) (*logical.Response, error
 		}
 	} else if err := b.lookUp(ctx, c, found); err != nil {
 		return nil, err
+	}
+	if len(found.records) > 0 {
+		c.keeper.Book.Reports.LookedUp(c.caller(), now)
 	}
 	b.metrics.LookedUp(len(found.records), len(found.missing), found.limited, found.unreadable)
 	data := positionAnswer(at, now)

@@ -47,7 +47,7 @@ func (b *Backend) pathSync() []*framework.Path {
 		Fields: fields{
 			fieldEpoch:    inQuery(textField("The epoch of the last answer; empty or absent the first time.")),
 			fieldSeq:      inQuery(int64Field("The seq of the last answer.")),
-			fieldVerifier: inQuery(textField("Name of the verifier that asks, as in its usage reports. Without it nothing is noted.")),
+			fieldVerifier: inQuery(textField("Name of the verifier that asks, as in its usage reports. Without it the caller cannot report: it delays drained.")),
 			fieldBoot:     inQuery(textField("A text that is new each time the verifier starts.")),
 			fieldSkew:     inQuery(int64Field("By how many milliseconds the verifier's wall clock is ahead of Vault's.")),
 		},
@@ -62,7 +62,9 @@ func (b *Backend) pathSync() []*framework.Path {
 		HelpDescription: `A verifier that checks keys without asking Vault asks here, each second, which of
 the records that it keeps have changed. The answer comes from memory. A change
 is told before whoever made it has its answer. A verifier that asks under a
-name counts as at work: what it has not reported yet at "usage" is unknown.`,
+name counts as at work: what it has not reported yet at "usage" is unknown. One
+without a name cannot report: until 10 minutes after it last asked, nothing
+counts as drained, and quiet time begins anew then.`,
 	}}
 }
 
@@ -84,6 +86,8 @@ func (b *Backend) sync(_ context.Context, c *call) (*logical.Response, error) {
 			Caller: c.caller(), Name: name, Boot: boot, Synced: after, Skew: time.Duration(c.number64(fieldSkew)) * time.Millisecond,
 		})
 		c.keeper.Book.Reports.Heard(verifierName(c.caller(), name), boot, now)
+	} else if !delta.Reset { // after a reset it has nothing to accept but what it looks up
+		c.keeper.Book.Reports.HeardUnnamed(c.caller(), now)
 	}
 	b.metrics.Synced(after.Epoch == "", delta.Reset)
 	data := positionAnswer(delta.Position, now)

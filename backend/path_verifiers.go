@@ -17,6 +17,7 @@ import (
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/feed"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
 )
 
 const (
@@ -51,7 +52,7 @@ part of its own after a ~.`,
 				logical.ReadOperation: b.forwarded(b.readVerifier, "Read how far a verifier has followed.", "read", answers("The verifier.", fields{
 					fieldID:            always(textField("Id of the verifier; it stays the same whoever else uses the name.")),
 					fieldVerifier:      always(textField("What it calls itself.")),
-					"caller":           always(textField("The entity, or the token, that it asks as.")),
+					"caller":           always(textField("The entity that it asks as; of a token without one, a text that is always the same for it.")),
 					"live":             always(boolField("Whether it has asked within the last minute.")),
 					"last_seen_time":   always(timeField("When it last asked.")),
 					fieldBoot:          always(textField("Its present start; empty where it does not say.")),
@@ -129,7 +130,7 @@ func (b *Backend) readVerifier(_ context.Context, c *call) (*logical.Response, e
 		behind = int64(now.Seq - v.Synced.Seq) //nolint:gosec // both are numbers of changes, which fit
 	}
 	data := map[string]any{
-		fieldID: verifierID(v), fieldVerifier: v.Name, "caller": v.Caller, "live": v.Live, "last_seen_time": stamp(v.LastSeen),
+		fieldID: verifierID(v), fieldVerifier: v.Name, "caller": usage.DisplayCaller(v.Caller), "live": v.Live, "last_seen_time": stamp(v.LastSeen),
 		fieldBoot: v.Boot, fieldEpoch: v.Synced.Epoch, fieldSeq: v.Synced.Seq, "behind": behind, fieldSkew: v.Skew.Seconds(),
 	}
 	if reported, known := c.keeper.Book.Reports.Verifier(verifierName(v.Caller, v.Name)); known {

@@ -246,16 +246,16 @@ func DisplayNames(names map[string]bool) map[string]string {
 	for name := range names {
 		label := printable(name)
 		if caller, _, ok := strings.Cut(name, "|"); ok && labels[label] > 1 {
-			label += " by " + displayCaller(caller)
+			label += " by " + DisplayCaller(caller)
 		}
 		shown[name] = label
 	}
 	return shown
 }
 
-// displayCaller is how a caller is shown. The accessor of a token is a handle
+// DisplayCaller is how a caller is shown. The accessor of a token is a handle
 // on it, and is not shown.
-func displayCaller(caller string) string {
+func DisplayCaller(caller string) string {
 	if strings.HasPrefix(caller, callerEntity) {
 		return caller
 	}

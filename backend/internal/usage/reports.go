@@ -33,6 +33,9 @@ const (
 	// and two flushes.
 	seenEvery = 15 * time.Minute
 	seenLag   = seenEvery + 2*time.Minute
+	// cacheLife is how long whoever asks without a name can go on accepting what
+	// it was told: as long as the cache of a verifier outlives its last answer.
+	cacheLife = 10 * time.Minute
 )
 
 // Reports remembers which reports of verifiers were counted, so that a
@@ -46,9 +49,16 @@ const (
 // Nothing that is forgotten counts as having reported. What had to make room,
 // and what storage gave back damaged, lives on in one entry that stands for all
 // of it: a version that was superseded before then is not known to be unused.
+//
+// Who asks without a name cannot report. Until its cache is over, nothing is
+// known; and what it accepted until then is lost.
 type Reports struct {
 	mu        sync.Mutex
 	verifiers map[string]*verifier
+	// callers are those of the verifiers.
+	callers map[string]*caller
+	// unnamed is the last that asked without a name; nil where none has.
+	unnamed *unnamed
 	// forgotten stands for the verifiers that are not remembered any more; nil
 	// while there are none. It is never dropped.
 	forgotten *verifier
@@ -64,7 +74,27 @@ const reportsSchema = 1
 type storedReports struct {
 	Schema    int                  `json:"schema"`
 	Verifiers map[string]*verifier `json:"verifiers"`
+	Unnamed   *unnamed             `json:"unnamed,omitempty"`
 }
+
+// unnamed is who asked last without a name. As it is stored, LastSeen lags
+// behind by seenLag at most.
+type unnamed struct {
+	Caller   string    `json:"caller"`
+	LastSeen time.Time `json:"last_seen"`
+
+	stored time.Time
+}
+
+// caller is an entity, or a token, under which there are verifiers.
+type caller struct {
+	verifiers int
+	// heard is when any of them was last heard from.
+	heard time.Time
+}
+
+// callerOf is the caller in the name of a verifier, whose label has no bar.
+func callerOf(name string) string { return name[:max(0, strings.LastIndexByte(name, '|'))] }
 
 // CheckReports refuses reports that a newer major version has stored. Damaged
 // ones are for NewReports.
@@ -107,6 +137,8 @@ type verifier struct {
 	// stored is LastSeen as it was stored last, and perhaps the time up to which
 	// it may have been heard from before a crash.
 	stored, perhaps time.Time
+	// caller is that of its name.
+	caller *caller
 }
 
 // boot is what is known of the reports of one start.
@@ -115,13 +147,16 @@ type boot struct {
 	// Highest is the highest sequence, and bit i of Seen says that the one i
 	// below it was counted.
 	Highest uint64              `json:"highest"`
-	Seen    [window / 64]uint64 `json:"seen"`
+	Seen    [window / 64]uint64 `json:"seen,omitzero"`
 	// Low is the sequence up to which none is missing, or waited for any more;
 	// Gap is since when one is missing.
 	Low uint64    `json:"low,omitempty"`
 	Gap time.Time `json:"gap,omitzero"`
 	// Through is the latest time that any report said it was complete up to.
 	Through time.Time `json:"through,omitzero"`
+	// Heard is when this start was last heard from. As it is stored it lags
+	// behind, like LastSeen.
+	Heard time.Time `json:"heard,omitzero"`
 }
 
 // forgottenName is that of the entry of forgotten verifiers in the stored
@@ -133,7 +168,7 @@ const forgottenName = ""
 // reported: no version that was superseded before is known to be unused, and
 // reports that were counted may count twice.
 func NewReports(data []byte, now time.Time) *Reports {
-	r := &Reports{verifiers: map[string]*verifier{}}
+	r := &Reports{verifiers: map[string]*verifier{}, callers: map[string]*caller{}}
 	if data == nil {
 		return r
 	}
@@ -157,6 +192,15 @@ func NewReports(data []byte, now time.Time) *Reports {
 		if v.Silent {
 			v.perhaps = earliest(now, v.LastSeen.Add(seenLag))
 		}
+		for _, b := range v.Boots {
+			b.restore()
+		}
+		r.join(name, v)
+		v.caller.heard = later(v.caller.heard, later(v.LastSeen, v.perhaps))
+	}
+	if r.unnamed = stored.Unnamed; r.unnamed != nil {
+		r.unnamed.stored = r.unnamed.LastSeen
+		r.unnamed.LastSeen = earliest(now, r.unnamed.LastSeen.Add(seenLag))
 	}
 	if err != nil || had && r.forgotten == nil {
 		r.forget(&verifier{LastSeen: now, Since: now})
@@ -190,14 +234,68 @@ func (r *Reports) Heard(name, bootID string, now time.Time) {
 	if v == nil {
 		v = r.add(name, now)
 	}
-	v.LastSeen = later(v.LastSeen, now)
+	v.seen(now)
 	if !v.Silent || now.Sub(v.stored) >= seenEvery {
 		v.Silent, r.dirty = true, true
 	}
-	if bootID != "" && (len(v.Boots) == 0 || v.Boots[len(v.Boots)-1].ID != bootID) {
-		v.boot(bootID, now)
+	if bootID == "" {
+		return
+	}
+	if n := len(v.Boots); n > 0 && v.Boots[n-1].ID == bootID {
+		v.Boots[n-1].Heard = now
+		return
+	}
+	v.boot(bootID, now)
+	r.dirty = true
+}
+
+// HeardUnnamed notes that a caller follows what changes without a name: what it
+// accepts it does not report. It may be called as often as Heard.
+func (r *Reports) HeardUnnamed(callerName string, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.heardUnnamed(callerName, now)
+}
+
+// LookedUp notes that a caller was told of keys. Those are taken to be for its
+// verifier, where one was heard from within cacheLife; else it asks without a
+// name.
+func (r *Reports) LookedUp(callerName string, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.callers[callerName]; c == nil || now.Sub(c.heard) > cacheLife {
+		r.heardUnnamed(callerName, now)
+	}
+}
+
+func (r *Reports) heardUnnamed(callerName string, now time.Time) {
+	if r.unnamed == nil {
+		r.unnamed = &unnamed{}
+	}
+	u := r.unnamed
+	if u.LastSeen.After(now) {
+		return
+	}
+	u.Caller, u.LastSeen = callerName, now
+	if now.Sub(u.stored) >= seenEvery {
 		r.dirty = true
 	}
+}
+
+// seen notes that it was heard from now.
+func (v *verifier) seen(now time.Time) {
+	v.LastSeen = later(v.LastSeen, now)
+	v.caller.heard = later(v.caller.heard, now)
+}
+
+// join counts a verifier among those of its caller.
+func (r *Reports) join(name string, v *verifier) {
+	of := callerOf(name)
+	if r.callers[of] == nil {
+		r.callers[of] = &caller{}
+	}
+	v.caller = r.callers[of]
+	v.caller.verifiers++
 }
 
 // add remembers a verifier, and makes room for it.
@@ -205,6 +303,7 @@ func (r *Reports) add(name string, now time.Time) *verifier {
 	r.makeRoom(now)
 	v := &verifier{LastSeen: now}
 	r.verifiers[name] = v
+	r.join(name, v)
 	r.dirty = true
 	return v
 }
@@ -254,7 +353,7 @@ func (r *Reports) Accept(name, bootID string, sequence uint64, through, now time
 		v = r.add(name, now)
 	}
 	r.dirty = true
-	v.LastSeen = later(v.LastSeen, now)
+	v.seen(now)
 	b := v.boot(bootID, now)
 	if fresh = b.count(sequence); fresh {
 		count() // before anybody can take the report for counted
@@ -268,25 +367,30 @@ func (r *Reports) Accept(name, bootID string, sequence uint64, through, now time
 	return fresh
 }
 
-// boot returns what is known of a start. What a verifier had seen and not
-// reported when it started again is lost; where two report under one name,
-// it is not known which of them is complete.
+// boot returns what is known of a start, which was heard from now. What a
+// verifier had seen and not reported when it started again is lost; where two
+// report under one name, it is not known which of them is complete. Once the
+// present one was silent for gapLife, another that speaks takes its place.
 func (v *verifier) boot(id string, now time.Time) *boot {
+	last := len(v.Boots) - 1
 	i := slices.IndexFunc(v.Boots, func(b *boot) bool { return b.ID == id })
-	if i >= 0 {
-		if i < len(v.Boots)-1 {
-			v.Since = now
-		}
-		return v.Boots[i]
-	}
-	if len(v.Boots) > 0 {
+	if i != last {
 		v.Since = now
 	}
-	v.Boots = append(v.Boots, &boot{ID: id})
-	if over := len(v.Boots) - maxBoots; over > 0 {
-		v.Boots = slices.Delete(v.Boots, 0, over)
+	switch {
+	case i < 0:
+		v.Boots = append(v.Boots, &boot{ID: id})
+		if over := len(v.Boots) - maxBoots; over > 0 {
+			v.Boots = slices.Delete(v.Boots, 0, over)
+		}
+		i = len(v.Boots) - 1
+	case i != last && now.Sub(v.Boots[last].Heard) >= gapLife:
+		b := v.Boots[i]
+		v.Boots = append(slices.Delete(v.Boots, i, i+1), b)
+		i = last
 	}
-	return v.Boots[len(v.Boots)-1]
+	v.Boots[i].Heard = now
+	return v.Boots[i]
 }
 
 // count notes a sequence and tells whether it is new.
@@ -344,27 +448,48 @@ func (v *verifier) advance(b *boot, now time.Time) {
 	v.Through = later(v.Through, b.Through)
 }
 
+// makeRoom forgets those that were silent for verifierLife, or else one.
 func (r *Reports) makeRoom(now time.Time) {
 	if len(r.verifiers) < maxVerifiers {
 		return
 	}
-	oldest := ""
 	for name, v := range r.verifiers {
 		if now.Sub(v.LastSeen) > verifierLife {
 			r.drop(name)
-		} else if o := r.verifiers[oldest]; o == nil || v.LastSeen.Before(o.LastSeen) {
-			oldest = name
 		}
 	}
 	if len(r.verifiers) >= maxVerifiers {
-		r.drop(oldest)
+		r.dropOldest()
 	}
+}
+
+// dropOldest forgets, of the caller with the most verifiers, the one that was
+// silent longest: nobody pushes out those of others.
+func (r *Reports) dropOldest() {
+	most := 0
+	for _, c := range r.callers {
+		most = max(most, c.verifiers)
+	}
+	oldest := ""
+	for name, v := range r.verifiers {
+		if v.caller.verifiers < most {
+			continue
+		}
+		if o := r.verifiers[oldest]; o == nil || cmp.Or(v.LastSeen.Compare(o.LastSeen), strings.Compare(name, oldest)) < 0 {
+			oldest = name
+		}
+	}
+	r.drop(oldest)
 }
 
 // drop forgets a verifier.
 func (r *Reports) drop(name string) {
-	r.forget(r.verifiers[name])
+	v := r.verifiers[name]
+	r.forget(v)
 	delete(r.verifiers, name)
+	if v.caller.verifiers--; v.caller.verifiers == 0 {
+		delete(r.callers, callerOf(name))
+	}
 	r.dirty = true
 }
 
@@ -392,6 +517,17 @@ func (r *Reports) Known(since, now time.Time) (through, from time.Time, why stri
 	if r.forgotten != nil {
 		look(forgottenName, r.forgotten)
 	}
+	if u := r.unnamed; u != nil {
+		switch over := u.LastSeen.Add(cacheLife); {
+		case over.Before(since):
+		case over.After(now):
+			if !through.IsZero() {
+				through, why = time.Time{}, DisplayCaller(u.Caller)+" asks without the name of a verifier, and may still accept from its cache"
+			}
+		default:
+			from = later(from, over)
+		}
+	}
 	return through, from, why
 }
 
@@ -415,8 +551,15 @@ func (r *Reports) Encode() ([]byte, error) {
 	if !r.dirty {
 		return nil, nil
 	}
-	for {
-		data, err := jsonkeep.Marshal(storedReports{Schema: reportsSchema, Verifiers: r.stored()}, r.extra)
+	stored := storedReports{Schema: reportsSchema, Verifiers: r.stored(), Unnamed: r.unnamed}
+	for brief := false; ; brief = true {
+		if brief {
+			stored.Verifiers = r.stored()
+			for name, v := range stored.Verifiers {
+				stored.Verifiers[name] = v.brief()
+			}
+		}
+		data, err := jsonkeep.Marshal(stored, r.extra)
 		if err != nil {
 			return nil, fmt.Errorf("encode usage reports: %w", err)
 		}
@@ -425,29 +568,59 @@ func (r *Reports) Encode() ([]byte, error) {
 			for _, v := range r.verifiers {
 				v.stored = v.LastSeen
 			}
+			if r.unnamed != nil {
+				r.unnamed.stored = r.unnamed.LastSeen
+			}
 			return data, nil
 		}
-		r.dropOldest(1 + len(r.verifiers)/20)
+		for range 1 + len(r.verifiers)/20 {
+			if brief && len(r.verifiers) > 0 {
+				r.dropOldest()
+			}
+		}
+	}
+}
+
+// brief is what is stored of a verifier where all of them, as they are, take
+// too much: the present start alone, in whole seconds, without what restore
+// knows. Of the others, reports that are sent again after a restart count twice.
+func (v *verifier) brief() *verifier {
+	up := func(t time.Time) time.Time {
+		if whole := t.Truncate(time.Second); whole.Before(t) {
+			return whole.Add(time.Second)
+		}
+		return t
+	}
+	s := &verifier{LastSeen: up(v.LastSeen), Through: v.Through.Truncate(time.Second), Since: up(v.Since), Silent: v.Silent}
+	if n := len(v.Boots); n > 0 {
+		b := *v.Boots[n-1]
+		b.Heard, b.Gap, b.Through = time.Time{}, b.Gap.Truncate(time.Second), b.Through.Truncate(time.Second)
+		if !b.Through.After(s.Through) {
+			b.Through = time.Time{} // it would not move that of the verifier
+		}
+		if b.Low == b.Highest {
+			b.Seen = [window / 64]uint64{}
+		}
+		s.Boots = []*boot{&b}
+	}
+	return s
+}
+
+// restore fills in what brief has left out: none is waited for any more.
+func (b *boot) restore() {
+	if b.Highest > 0 && b.Seen == [window / 64]uint64{} {
+		for i := range b.Seen {
+			b.Seen[i] = ^uint64(0)
+		}
 	}
 }
 
 func (r *Reports) stored() map[string]*verifier {
-	if r.forgotten == nil {
-		return r.verifiers
-	}
 	all := maps.Clone(r.verifiers)
-	all[forgottenName] = r.forgotten
-	return all
-}
-
-// dropOldest forgets the n verifiers that were silent longest.
-func (r *Reports) dropOldest(n int) {
-	names := slices.SortedFunc(maps.Keys(r.verifiers), func(a, b string) int {
-		return cmp.Or(r.verifiers[a].LastSeen.Compare(r.verifiers[b].LastSeen), strings.Compare(a, b))
-	})
-	for _, name := range names[:min(n, len(names))] {
-		r.drop(name)
+	if r.forgotten != nil {
+		all[forgottenName] = r.forgotten
 	}
+	return all
 }
 
 // Unsaved notes that what Encode returned could not be stored.

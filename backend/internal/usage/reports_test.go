@@ -90,7 +90,7 @@ func TestAVerifierThatIsForgottenStillDelaysDrained(t *testing.T) {
 		"too large": func(r *usage.Reports) {
 			for i := range 999 {
 				for boot := range 3 {
-					r.Heard(fmt.Sprintf("c|%s%d", strings.Repeat("v", 120), i), fmt.Sprintf("%s%d", strings.Repeat("b", 120), boot), at(2*time.Minute))
+					r.Heard(fmt.Sprintf("c|%s%d", strings.Repeat("v", 400), i), fmt.Sprintf("%s%d", strings.Repeat("b", 120), boot), at(2*time.Minute))
 				}
 			}
 		},
@@ -191,6 +191,144 @@ func TestAVerifierThatIsHeardDelaysDrainedUntilItReports(t *testing.T) {
 	}
 }
 
+// TestAThousandVerifiersAreRemembered with three starts each and names as long
+// as they may be, over a restart as well.
+func TestAThousandVerifiersAreRemembered(t *testing.T) {
+	t.Parallel()
+	const uuid = "01234567-89ab-cdef-0123-456789abcdef"
+	r := usage.NewReports(nil, start)
+	name := func(i int) string { return fmt.Sprintf("entity:%s|%s%04d", uuid, strings.Repeat("v", 124), i) }
+	now := at(time.Minute + 123456789)
+	for i := range 1000 {
+		for boot := range 3 {
+			for sequence := range 5 {
+				r.Accept(name(i), fmt.Sprint(uuid[1:], boot), uint64(sequence+1), now, now, func() {})
+			}
+			r.Heard(name(i), fmt.Sprint(uuid[1:], boot), now)
+		}
+	}
+	data, err := r.Encode()
+	if err != nil || len(data) > 448<<10 {
+		t.Errorf("%d bytes, %v", len(data), err)
+	}
+	for _, r := range []*usage.Reports{r, usage.NewReports(data, now)} {
+		if n := len(r.Verifiers()); n != 1000 {
+			t.Fatalf("%d of 1000 are remembered", n)
+		}
+		for i := range 1000 {
+			if r.Accept(name(i), uuid[1:]+"2", 4, now, now, func() {}) {
+				t.Fatal("a report that is sent again counts twice")
+			}
+			if !r.Accept(name(i), uuid[1:]+"2", 6, at(time.Hour), at(time.Hour), func() {}) {
+				t.Fatal("a new report does not count")
+			}
+		}
+		if through, from, why := r.Known(start, at(time.Hour)); !through.Equal(at(time.Hour)) || from.Before(now) || from.After(now.Add(time.Second)) {
+			t.Errorf("use is known through %s, from %s: %s", through, from, why)
+		}
+	}
+}
+
+// TestAStartThatDiedBlocksDrainedForAWhile: another process of the same name
+// lives on, and is the present one again once that was silent.
+func TestAStartThatDiedBlocksDrainedForAWhile(t *testing.T) {
+	t.Parallel()
+	r := usage.NewReports(nil, start)
+	r.Heard("c|edge", "canary", start.Add(-time.Second))
+	r.Heard("c|edge", "lives", start.Add(-time.Second))
+	r.Heard("c|edge", "canary", start) // they take turns
+	r.Heard("c|edge", "second canary", start)
+	for minute := 1; minute <= 60; minute++ {
+		now := at(time.Duration(minute) * time.Minute)
+		r.Heard("c|edge", "lives", now)
+		r.Accept("c|edge", "lives", uint64(minute), now, now, func() {})
+		if minute < 15 && !unknown(r, start, now) {
+			t.Fatalf("after %d minutes of two that report, or might, use is known", minute)
+		}
+		if minute%7 == 0 { // also over restarts
+			data, err := r.Encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			r = usage.NewReports(data, now)
+		}
+	}
+	through, from, why := r.Known(start, at(time.Hour))
+	if !through.Equal(at(time.Hour)) || from.After(at(16*time.Minute)) || from.Before(at(15*time.Minute)) {
+		t.Errorf("use is known through %s, from %s: %s", through, from, why)
+	}
+}
+
+// TestNoCallerMakesItForgetTheVerifiersOfOthers by names that it makes up.
+func TestNoCallerMakesItForgetTheVerifiersOfOthers(t *testing.T) {
+	t.Parallel()
+	for what, length := range map[string]int{"too many": 10, "too large": 600} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			r := usage.NewReports(nil, start)
+			r.Accept("a|edge", "a", 1, at(time.Minute), at(time.Minute), func() {})
+			r.Accept("b|edge", "a", 1, at(time.Minute), at(time.Minute), func() {})
+			for i := range 3000 {
+				r.Heard(fmt.Sprintf("stranger|%s%d", strings.Repeat("v", length), i), "b", at(2*time.Minute))
+			}
+			if _, err := r.Encode(); err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range []string{"a|edge", "b|edge"} {
+				if _, known := r.Verifier(name); !known || r.Accept(name, "a", 1, at(time.Minute), at(time.Minute), func() {}) {
+					t.Errorf("%s is forgotten", name)
+				}
+			}
+		})
+	}
+}
+
+// TestWhoAsksWithoutANameDelaysDrainedForAWhile: it cannot report, and what it
+// was told it accepts for 10 minutes.
+func TestWhoAsksWithoutANameDelaysDrainedForAWhile(t *testing.T) {
+	t.Parallel()
+	for what, ask := range map[string]func(r *usage.Reports, now time.Time){
+		"follows":  func(r *usage.Reports, now time.Time) { r.HeardUnnamed("token:accessor", now) },
+		"looks up": func(r *usage.Reports, now time.Time) { r.LookedUp("token:accessor", now) },
+		"looks up, long after its verifier": func(r *usage.Reports, now time.Time) {
+			r.Accept("token:accessor|edge", "a", 1, at(30*24*time.Hour), now.Add(-11*time.Minute), func() {})
+			r.LookedUp("token:accessor", now)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			r := usage.NewReports(nil, start)
+			ask(r, at(20*time.Minute))
+			data, err := r.Encode()
+			if err != nil || data == nil {
+				t.Fatalf("there is nothing to store of it, %v", err)
+			}
+			crashed := usage.NewReports(data, at(21*time.Minute))
+			for _, r := range []*usage.Reports{r, crashed} {
+				if _, _, why := r.Known(start, at(29*time.Minute)); !unknown(r, start, at(29*time.Minute)) || strings.Contains(why, "accessor") || !strings.Contains(why, "without the name") {
+					t.Errorf("what it accepts counts as known: %q", why)
+				}
+				if through, from, why := r.Known(start, at(31*time.Minute)); r != crashed && (!through.Equal(at(31*time.Minute)) || !from.Equal(at(30*time.Minute))) {
+					t.Errorf("once its cache is over, use is known through %s, from %s: %s", through, from, why)
+				}
+				if _, from, _ := r.Known(at(40*time.Minute), at(50*time.Minute)); !from.Before(at(40 * time.Minute)) {
+					t.Error("it has a say in what was superseded after its cache was over")
+				}
+			}
+		})
+	}
+}
+
+func TestALookUpOfAVerifierThatReportsDelaysNothing(t *testing.T) {
+	t.Parallel()
+	r := usage.NewReports(nil, start)
+	r.Accept("c|edge", "a", 1, at(time.Minute), at(time.Minute), func() {})
+	r.LookedUp("c", at(time.Minute))
+	if through, from, why := r.Known(start, at(time.Minute)); !through.Equal(at(time.Minute)) || !from.IsZero() {
+		t.Errorf("use is known through %s, from %s: %s", through, from, why)
+	}
+}
+
 // TestHearingOfAVerifierIsStoredNowAndThen: not at each poll, and often enough
 // that a crash does not hide that it was at work after a rotation.
 func TestHearingOfAVerifierIsStoredNowAndThen(t *testing.T) {
@@ -231,5 +369,15 @@ func BenchmarkHeard(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		r.Heard("c|edge", "a", start)
+	}
+}
+
+func BenchmarkLookedUp(b *testing.B) {
+	r := usage.NewReports(nil, start)
+	r.Heard("c|edge", "a", start)
+	b.ReportAllocs()
+	for b.Loop() {
+		r.LookedUp("c", start)
+		r.LookedUp("d", start)
 	}
 }
