@@ -25,6 +25,10 @@ const (
 	changesKept = time.Minute
 	// maxSkew is from where on the skew of the wall clock is worth a word.
 	maxSkew = 2 * time.Second
+	// maxStepBack is by how much Vault's clock may go back without a reset:
+	// further back is the answer to an earlier request. It is no longer than
+	// counting, so that reported_through never lies ahead.
+	maxStepBack = counting
 	// usedLately is for how many ticks a key counts as in use.
 	usedLately = 10
 	// maxEpoch bounds the length of an epoch.
@@ -46,6 +50,15 @@ type feedState struct {
 	// held against stands while the feed is lost, when records cannot be
 	// fetched anyway: MaxStale bounds that.
 	oldest tick
+}
+
+// behind is by how much now, as an answer to a request that was sent then,
+// lies before what the clock of the last good answer leaves possible.
+func (f *feedState) behind(now time.Time, sent mono) time.Duration {
+	if f.generation == 0 {
+		return 0
+	}
+	return time.Duration(f.earliest(sent) - now.UnixNano() - int64(answerGrain))
 }
 
 // oldestAt is the tick in which a record must have been asked for to be used.
@@ -120,7 +133,7 @@ func (v *Verifier) poll(ctx context.Context) {
 	answer, err := v.engine.Sync(bounded, request)
 	received, wall := v.now(), v.wall()
 	if err == nil {
-		err = checkSync(f, request, &answer)
+		err = checkSync(f, request, &answer, sent)
 		v.distrust = err != nil
 	}
 	if err != nil {
@@ -139,12 +152,14 @@ var errBadAnswer = errors.New("an answer that contradicts itself or the one befo
 
 // checkSync refuses answers that no working engine gives. The next request
 // then asks for a reset.
-func checkSync(f *feedState, r SyncRequest, a *SyncAnswer) error {
+func checkSync(f *feedState, r SyncRequest, a *SyncAnswer, sent mono) error {
 	switch {
 	case a.Epoch == "" || len(a.Epoch) > maxEpoch:
 		return fmt.Errorf("%w: no epoch", errBadAnswer)
 	case a.Now.Before(firstNano) || a.Now.After(lastNano):
 		return fmt.Errorf("%w: now is %s", errBadAnswer, a.Now.Format(time.RFC3339))
+	case !a.Reset && f.behind(a.Now, sent) > maxStepBack:
+		return fmt.Errorf("%w: vault's clock went back, or the answer is old", errBadAnswer)
 	case !a.Reset && a.Epoch != r.Epoch:
 		return fmt.Errorf("%w: a new epoch without a reset", errBadAnswer)
 	case !a.Reset && a.Seq < f.seq:
@@ -172,6 +187,12 @@ func (v *Verifier) apply(f *feedState, a *SyncAnswer, sent, received mono) {
 		generation: f.generation, epoch: a.Epoch, seq: a.Seq,
 		good:   sent + mono(v.config.MaxStale),
 		oldest: oldestAt(sent),
+	}
+	back := f.behind(a.Now, sent) > 0
+	if back && !a.Reset {
+		// The clock goes on from where it was: by small steps, or answers that
+		// repeat, it could be held back for ever.
+		next.vaultClock = f.vaultClock
 	}
 	reset := a.Reset || len(a.Changed) > maxChanged
 	var again []keyID

@@ -4,6 +4,7 @@ package verifier_test
 
 import (
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -144,6 +145,88 @@ func TestRepeatedAnswersChangeNothing(t *testing.T) {
 			t.Errorf("%d lookups", n)
 		}
 	})
+}
+
+// TestAnAnswerThatRepeatsHoldsNoClockBack: what answers is a cache on the way.
+func TestAnAnswerThatRepeatsHoldsNoClockBack(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		id, apiKey := e.key(t)
+		v := start(t, e)
+		synctest.Wait()
+		v.accepts(apiKey)
+		const overlap = 5 * time.Second
+		ends := time.Now().Add(overlap)
+		e.rotate(t, id, overlap)
+		time.Sleep(poll)
+		resets := v.Stats().Resets
+		cached := map[verifier.SyncRequest]verifier.SyncAnswer{}
+		e.set(func() {
+			e.spoilSync = func(a *verifier.SyncAnswer) {
+				asked := e.syncs[len(e.syncs)-1]
+				asked.Skew = 0
+				if former, ok := cached[asked]; ok && asked.Epoch != "" {
+					*a = former
+				}
+				cached[asked] = *a
+			}
+		})
+		for time.Since(ends) < time.Minute {
+			r := v.verify(apiKey)
+			if past := time.Since(ends); r.Verdict == verifier.Accepted && past >= 0 {
+				t.Fatalf("accepted %s past the deadline", past)
+			} else if r.Verdict != verifier.Accepted && past < -poll {
+				t.Fatalf("%s %s, %s before the deadline", r.Verdict, r.Code, -past)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if v.Stats().Resets == resets || v.Stats().SyncFailures == 0 {
+			t.Error("answers that repeat were taken for good")
+		}
+	})
+}
+
+func TestTheClocksMayJump(t *testing.T) {
+	for _, jump := range []time.Duration{-time.Hour, time.Hour, -400 * time.Millisecond} {
+		t.Run(jump.String(), func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				e := newEngine()
+				id, first := e.key(t)
+				var here atomic.Int64 // by how much the wall clock here is ahead
+				v := start(t, e, func(c *verifier.Config) {
+					c.WallClock = func() time.Time { return time.Now().Add(time.Duration(here.Load())) }
+				})
+				synctest.Wait()
+				v.accepts(first)
+				e.rotate(t, id, 30*time.Minute)
+				time.Sleep(poll)
+				v.accepts(first)
+				e.set(func() { e.ahead = jump })
+				time.Sleep(2 * poll) // a poll that finds it, and one that resets
+				if jump > 30*time.Minute {
+					v.refuses(record.CodeRetired, first)
+				} else {
+					v.accepts(first)
+				}
+				second := e.rotate(t, id, 10*time.Second)
+				v.accepts(second)
+				other, third := e.key(t)
+				e.rotate(t, other, 10*time.Second)
+				time.Sleep(9 * time.Second)
+				v.accepts(third)
+				here.Store(int64(-jump))
+				time.Sleep(time.Second + 2*time.Millisecond)
+				v.refuses(record.CodeRetired, third)
+				v.accepts(second)
+				if h := v.Health(); h.LastError != nil || h.FeedAge > poll {
+					t.Errorf("health %+v", h)
+				}
+				if jump > -time.Second && v.Stats().SyncFailures > 0 {
+					t.Error("a small step was no good answer")
+				}
+			})
+		})
+	}
 }
 
 // badLookups are answers to a lookup that no working engine gives.

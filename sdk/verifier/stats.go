@@ -39,7 +39,7 @@ func (v *Verifier) Health() Health {
 		CachedKeys: v.cache.len(), Skew: time.Duration(v.skew.Load()), UnreportedUses: unreported, LostUses: lost,
 	}
 	if f.generation > 0 {
-		h.FeedAge = time.Duration(now - f.sent)
+		h.FeedAge = time.Duration(now - f.good + mono(v.config.MaxStale))
 	}
 	v.status.Lock()
 	defer v.status.Unlock()
