@@ -221,6 +221,9 @@ func (v *Verifier) apply(f *feedState, a *SyncAnswer, sent, received mono) {
 	}
 	v.feed.Store(next)
 	v.records.Unlock()
+	if back && a.Reset {
+		v.usage.wentBack(next)
+	}
 	if reset {
 		v.stats.resets.Add(1)
 		again = v.inUse(received)

@@ -6,7 +6,9 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"maps"
+	"net/http"
 	"runtime"
 	"slices"
 	"strings"
@@ -15,6 +17,7 @@ import (
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/vaultclient"
 )
 
 const (
@@ -119,7 +122,8 @@ type usage struct {
 	mu      sync.Mutex
 	pending map[useKey]use
 	// unsent are the reports that failed, with those after them. They stay as
-	// they are: the engine may have counted them.
+	// they are, because the engine may have counted them, but for times that
+	// Vault's clock has gone back behind.
 	unsent   []Report
 	boot     string
 	sequence uint64
@@ -128,6 +132,7 @@ type usage struct {
 	losing   bool
 	counted  uint64 // drained so far
 	failing  bool
+	refused  uint64 // the sequence of the report that the engine refused last
 }
 
 type usedList struct {
@@ -336,10 +341,10 @@ func (u *usage) report(ctx context.Context) bool {
 // ago, unless something was lost: then a new boot tells so.
 func (u *usage) prepare() {
 	now := u.v.now()
-	f := u.v.feed.Load()
 	u.collect()
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	f := u.v.feed.Load() // as wentBack has left it, or before it
 	if f.generation == 0 && len(u.pending) == 0 {
 		return // nothing has happened, and Vault's time is not known
 	}
@@ -372,8 +377,10 @@ func (u *usage) prepare() {
 		part := entries[:min(len(entries), reportEntries)]
 		entries = entries[len(part):]
 		u.sequence++
-		if len(entries) == 0 && through.After(u.through) {
+		if len(entries) == 0 {
 			u.through = through
+		} else if u.through.After(through) {
+			u.through = time.Time{} // the clock has gone back a little
 		}
 		u.unsent = append(u.unsent, Report{
 			Verifier: u.v.config.Name, Boot: u.boot, Sequence: u.sequence, ReportedThrough: u.through, Entries: part,
@@ -381,7 +388,53 @@ func (u *usage) prepare() {
 	}
 }
 
-// send sends the reports that are ready, in order, until one fails.
+// wentBack has nothing said of times that, by f, have yet to come: how much of
+// them is reported is not known before they have.
+func (u *usage) wentBack(f *feedState) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.through = time.Time{}
+	now := vaultTime(f.earliest(u.v.now())).Truncate(time.Millisecond)
+	for i := range u.unsent {
+		r := &u.unsent[i]
+		r.ReportedThrough = time.Time{}
+		r.Entries = slices.Clone(r.Entries)
+		for j := range r.Entries {
+			if e := &r.Entries[j]; e.LastUsed.After(now) {
+				e.LastUsed = now
+			}
+		}
+	}
+}
+
+// judged tells whether the engine has refused what a report says, as it would
+// each time it is sent.
+func judged(err error) bool {
+	status := (*vaultclient.StatusError)(nil)
+	if !errors.As(err, &status) || vaultclient.IsUnavailable(err) {
+		return false
+	}
+	switch status.Status {
+	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
+		return true
+	}
+	return false
+}
+
+// giveUp counts the first report as lost, so that
+// those after it are sent.
+func (u *usage) giveUp(r *Report) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, e := range r.Entries {
+		u.lost += e.Count + e.Refused
+	}
+	u.losing = true
+	u.unsent = u.unsent[1:]
+}
+
+// send sends the reports that are ready, in order, until one fails. One that
+// the engine refuses twice, for what is in it, is given up.
 func (u *usage) send(ctx context.Context) bool {
 	for {
 		u.mu.Lock()
@@ -394,9 +447,20 @@ func (u *usage) send(ctx context.Context) bool {
 		bounded, cancel := context.WithTimeout(ctx, u.v.config.RequestTimeout)
 		err := u.v.engine.Report(bounded, r)
 		cancel()
+		former := u.refused
+		u.refused = 0
 		if err != nil {
 			u.failed(err)
-			return false
+			if !judged(err) {
+				return false
+			}
+			if former != r.Sequence {
+				u.refused = r.Sequence
+				return false
+			}
+			u.v.log.Error("a report of use is refused and given up; what it told is lost", "sequence", r.Sequence, "error", err)
+			u.giveUp(&r)
+			continue
 		}
 		u.v.stats.reports.Add(1)
 		u.mu.Lock()

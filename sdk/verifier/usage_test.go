@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/vaultclient"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/verifier"
 )
 
@@ -182,6 +183,119 @@ func (l *lossyReports) Report(ctx context.Context, r verifier.Report) error {
 		return errDown
 	}
 	return nil
+}
+
+// refusing refuses the reports that it does not like, as the engine does.
+type refusing struct {
+	*engine
+	like func(verifier.Report) bool
+}
+
+func (e refusing) Report(ctx context.Context, r verifier.Report) error {
+	if !e.like(r) {
+		return &vaultclient.StatusError{Op: "write", Path: "apikeys/usage", Status: 400}
+	}
+	return e.engine.Report(ctx, r)
+}
+
+func TestAReportThatIsRefusedHoldsNoneUp(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		bad, first := e.key(t)
+		good, second := e.key(t)
+		v := start(t, e, func(c *verifier.Config) {
+			c.Engine = refusing{e, func(r verifier.Report) bool {
+				return !slices.ContainsFunc(r.Entries, func(u verifier.Use) bool { return u.KeyID == bad })
+			}}
+		})
+		synctest.Wait()
+		v.accepts(first)
+		v.accepts(first)
+		time.Sleep(15 * time.Second)
+		v.accepts(second)
+		time.Sleep(30 * time.Second)
+		if h := v.Health(); h.LostUses != 2 || h.UnreportedUses != 0 {
+			t.Errorf("%d lost and %d unreported, want 2 and none", h.LostUses, h.UnreportedUses)
+		}
+		e.set(func() {
+			total, boot := uint64(0), e.syncs[0].Boot
+			for _, r := range e.reports {
+				for _, u := range r.Entries {
+					if u.KeyID == good {
+						total += u.Count
+					}
+				}
+			}
+			if total != 1 {
+				t.Errorf("%d uses of the other key were reported, want 1", total)
+			}
+			if last := e.reports[len(e.reports)-1]; last.Boot == boot {
+				t.Error("no new boot tells of the loss")
+			}
+		})
+	})
+}
+
+func TestUseIsReportedAfterVaultsClockWentBack(t *testing.T) {
+	for _, back := range []time.Duration{2 * time.Minute, time.Hour} {
+		t.Run(back.String(), func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				e := newEngine()
+				id, apiKey := e.key(t)
+				var went time.Time
+				v := start(t, e, func(c *verifier.Config) {
+					c.Engine = refusing{e, func(r verifier.Report) bool {
+						e.mu.Lock()
+						defer e.mu.Unlock()
+						latest := r.ReportedThrough
+						for _, u := range r.Entries {
+							if u.LastUsed.After(latest) {
+								latest = u.LastUsed
+							}
+						}
+						if !went.IsZero() && time.Since(went) > 2*poll && latest.After(e.now()) {
+							t.Errorf("reported through %s, last used %s, at %s", r.ReportedThrough, latest, e.now())
+						}
+						return latest.Sub(e.now()) <= 5*time.Minute
+					}}
+				})
+				synctest.Wait()
+				for i := range 60 {
+					switch i {
+					case 20: // a report fails, and has to be sent again
+						e.set(func() { e.noReports = true })
+					case 35:
+						e.set(func() { e.ahead, went = -back, time.Now() })
+					case 40:
+						e.set(func() { e.noReports = false })
+					}
+					v.accepts(apiKey)
+					time.Sleep(time.Second)
+				}
+				time.Sleep(20 * time.Second)
+				if h := v.Health(); h.LostUses != 0 || h.UnreportedUses != 0 {
+					t.Errorf("%d lost and %d unreported", h.LostUses, h.UnreportedUses)
+				}
+				total := uint64(0)
+				e.set(func() {
+					for _, r := range e.reports {
+						for _, u := range r.Entries {
+							if u.KeyID == id {
+								total += u.Count
+							}
+						}
+					}
+					last := e.reports[len(e.reports)-1].ReportedThrough
+					if age := e.now().Sub(last); age < time.Second || age > 12*time.Second {
+						t.Errorf("reported through %s ago", age)
+					}
+				})
+				if total != 60 {
+					t.Errorf("%d uses were reported, want 60", total)
+				}
+			})
+		})
+	}
 }
 
 func TestWhatIsLostIsTold(t *testing.T) {
