@@ -262,9 +262,10 @@ func (s *Source) successor(ctx context.Context, refused *entry) *entry {
 	}
 }
 
-// accepted notes that a server has accepted a key.
+// accepted notes that a server has accepted a key. One that is replaced already
+// is not confirmed: its answer may be slow, and the newer one waits.
 func (s *Source) accepted(e *entry) {
-	if e.worked.Load() || e.worked.Swap(true) || s.confirmer == nil || e.key.version == 0 {
+	if e.worked.Load() || s.current.Load() != e || e.worked.Swap(true) || s.confirmer == nil || e.key.version == 0 {
 		return
 	}
 	s.toConfirm.Store(e)

@@ -698,6 +698,25 @@ func TestALookupDoesNotWaitForTheOneBefore(t *testing.T) {
 	})
 }
 
+func TestAClosedVerifierAcceptsNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		id, apiKey := e.key(t)
+		v := start(t, e)
+		synctest.Wait()
+		v.accepts(apiKey)
+		v.accepts(apiKey)
+		v.stop()
+		v.unavailable(apiKey)
+		if h := v.Health(); h.Ready || h.UnreportedUses != 0 {
+			t.Errorf("health %+v", h)
+		}
+		if n := e.reported(t)[id+" v1 eu"]; n != 2 {
+			t.Errorf("%d uses were reported, want 2", n)
+		}
+	})
+}
+
 func TestVerifiesWithoutAFeedByAsking(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		e := newEngine()

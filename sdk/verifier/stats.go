@@ -38,7 +38,7 @@ func (v *Verifier) Health() Health {
 		Ready: f.generation > 0 && now < f.good, FeedAge: -1, Epoch: f.epoch, Seq: f.seq,
 		CachedKeys: v.cache.len(), Skew: time.Duration(v.skew.Load()), UnreportedUses: unreported, LostUses: lost,
 	}
-	if f.generation > 0 {
+	if f.generation > 0 && f.good >= 0 {
 		h.FeedAge = time.Duration(now - f.good + mono(v.config.MaxStale))
 	}
 	v.status.Lock()

@@ -183,6 +183,9 @@ func (v *Verifier) Close(ctx context.Context) error {
 			<-v.ran
 		}
 		v.background.Wait()
+		over := *v.feed.Load()
+		over.good = -1 // what is cached is accepted no more
+		v.feed.Store(&over)
 		if !v.usage.report(ctx) {
 			_, unreported, _ := v.usage.total()
 			v.closed = fmt.Errorf("%d uses could not be reported", unreported)
