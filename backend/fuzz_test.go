@@ -257,7 +257,7 @@ func FuzzStoredEntry(f *testing.F) {
 		if code := w.code(text(t, a.data[fieldAPIKey])); code != "VALID" {
 			t.Errorf("with an entry of the kind %s as %q another key is %s", kind, value, code)
 		}
-		if w.current("auto") <= int(before.data["current_version"].(float64)) {
+		if was, ok := before.data["current_version"].(float64); !ok || w.current("auto") <= int(was) {
 			t.Errorf("with an entry of the kind %s as %q another key is not rotated any more", kind, value)
 		}
 		if logs := w.logs.String(); strings.Contains(logs, "panic") {

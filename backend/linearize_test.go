@@ -96,7 +96,7 @@ func TestOneKeyIsLinearizable(t *testing.T) {
 			m.role(object{"scopes": []any{"a"}, "overlap_period": "1h", "max_overlap_period": "12h", "rollback_window": "4h", "max_accepted_versions": 4, "max_versions": 100})
 			tokens := []string{m.key("acme", nil)}
 			first := &refKey{name: "acme", role: "r", recorded: epoch, rotated: epoch}
-			first.activate(epoch, linearRole, first.add(epoch, true))
+			first.activate(epoch, linearRole, first.add(true))
 			first.versions[0].token = tokens[0]
 			var mu sync.Mutex
 			var history []porcupine.Operation
@@ -123,16 +123,24 @@ func TestOneKeyIsLinearizable(t *testing.T) {
 			}
 			all.Wait()
 			model := porcupine.Model{
-				Init:              func() any { return first },
-				Step:              func(state, in, out any) (bool, any) { return step(state.(*refKey), in.(keyAsk), out.(keyAnswer)) },
+				Init: func() any { return first },
+				Step: func(state, in, out any) (bool, any) {
+					k, isKey := state.(*refKey)
+					ask, isAsk := in.(keyAsk)
+					answered, isAnswer := out.(keyAnswer)
+					if !isKey || !isAsk || !isAnswer {
+						t.Errorf("%T, %T and %T in the history of a key", state, in, out)
+						return false, state
+					}
+					return step(k, ask, answered)
+				},
 				Equal:             func(a, b any) bool { return reflect.DeepEqual(a, b) },
 				DescribeOperation: func(in, out any) string { return fmt.Sprintf("%+v: %+v", in, out) },
 			}
 			switch result := porcupine.CheckOperationsTimeout(model, history, time.Minute); result {
 			case porcupine.Illegal:
 				for _, op := range history {
-					ask, answered := op.Input.(keyAsk), op.Output.(keyAnswer)
-					t.Logf("%d: %d to %d: %s %d %v: %d, version %d, %s", op.ClientId, op.Call, op.Return, ask.verb, ask.version, ask.flag, answered.status, answered.version, answered.code)
+					t.Logf("%d: %d to %d: %+v: %+v", op.ClientId, op.Call, op.Return, op.Input, op.Output)
 				}
 				t.Error("no order of these requests explains their answers")
 			case porcupine.Unknown:

@@ -225,7 +225,7 @@ func (k *refKey) makeRoom(now time.Time, r refRole, force bool) bool {
 	return true
 }
 
-func (k *refKey) add(now time.Time, readable bool) *refVersion {
+func (k *refKey) add(readable bool) *refVersion {
 	v := &refVersion{number: 1, state: "pending", readable: readable}
 	if len(k.versions) > 0 {
 		v.number = k.latest() + 1
@@ -321,7 +321,7 @@ func (k *refKey) rotate(t time.Time, r refRole, o rotation) (*refVersion, bool) 
 	if cutOver := active != nil && delay == 0 && overlap == 0; !cutOver && !k.makeRoom(now, r, o.force) {
 		return nil, false
 	}
-	v := k.add(now, true)
+	v := k.add(true)
 	k.rotated = now
 	if delay > 0 {
 		v.promoteAt, v.plannedOverlap, v.plannedNarrowed = now.Add(delay), overlap, o.narrowed
@@ -480,7 +480,7 @@ func (k *refKey) revoke(t time.Time, r refRole, number int, all, compromised, ro
 		case k.in("pending") != nil:
 			k.promote(now, r)
 		default:
-			made = k.add(now, true)
+			made = k.add(true)
 			k.rotated = now
 			k.activate(now, r, made)
 		}

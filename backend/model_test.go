@@ -231,7 +231,7 @@ func (x *modelMachine) create(name, role, imported string) {
 		if data[fieldScopes] != nil {
 			k.scopes = []string{"a"}
 		}
-		k.activate(now, r, k.add(now, true))
+		k.activate(now, r, k.add(true))
 		k.versions[0].token = imported
 		ref.imports = ref.imports || imported != ""
 		ref.keys[name] = k
@@ -471,7 +471,7 @@ func (x *modelMachine) lease() {
 	now := x.now()
 	id := a.data[fieldKeyID].(string)
 	k := &refKey{role: role, leased: true, recorded: now, maxExpire: now.Add(modelLeaseMax)}
-	k.activate(now, x.ref.roles[role], k.add(now, true))
+	k.activate(now, x.ref.roles[role], k.add(true))
 	k.versions[0].expire = now.Add(modelLeaseTTL)
 	x.ref.keys[id] = k
 	x.issued(id, 1, a)
