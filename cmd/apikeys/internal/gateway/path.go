@@ -71,11 +71,17 @@ func decode(text string) string {
 	return b.String()
 }
 
-// variants are the readings of a path that is not decoded any further.
+// variants are the readings of a path that is not decoded any further. A proxy
+// that hands a decoded path on makes a query or a fragment of what follows a
+// decoded ? or #.
 func variants(text string) []string {
 	slashed := strings.ReplaceAll(text, `\`, "/")
 	bare := withoutParameters(slashed)
-	return []string{text, path.Clean(text), path.Clean(slashed), bare, path.Clean(bare)}
+	readings := []string{text, path.Clean(text), path.Clean(slashed), bare, path.Clean(bare)}
+	if end := strings.IndexAny(text, "?#"); end >= 0 {
+		readings = append(readings, variants(text[:end])...)
+	}
+	return readings
 }
 
 // withoutParameters cuts each segment off at its first semicolon.
