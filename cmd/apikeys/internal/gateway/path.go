@@ -76,8 +76,10 @@ func decode(text string) string {
 // decoded ? or #.
 func variants(text string) []string {
 	slashed := strings.ReplaceAll(text, `\`, "/")
-	bare := withoutParameters(slashed)
-	readings := []string{text, path.Clean(text), path.Clean(slashed), bare, path.Clean(bare)}
+	readings := []string{text, path.Clean(text), path.Clean(slashed)}
+	for _, bare := range []string{withoutParameters(text), withoutParameters(slashed)} {
+		readings = append(readings, bare, path.Clean(bare))
+	}
 	if end := strings.IndexAny(text, "?#"); end >= 0 {
 		readings = append(readings, variants(text[:end])...)
 	}
