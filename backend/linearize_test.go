@@ -96,7 +96,7 @@ func TestOneKeyIsLinearizable(t *testing.T) {
 			m.role(object{"scopes": []any{"a"}, "overlap_period": "1h", "max_overlap_period": "12h", "rollback_window": "4h", "max_accepted_versions": 4, "max_versions": 100})
 			tokens := []string{m.key("acme", nil)}
 			first := &refKey{name: "acme", role: "r", recorded: epoch, rotated: epoch}
-			first.activate(epoch, linearRole, first.add(true))
+			first.activate(epoch, linearRole, first.add())
 			first.versions[0].token = tokens[0]
 			var mu sync.Mutex
 			var history []porcupine.Operation

@@ -225,8 +225,8 @@ func (k *refKey) makeRoom(now time.Time, r refRole, force bool) bool {
 	return true
 }
 
-func (k *refKey) add(readable bool) *refVersion {
-	v := &refVersion{number: 1, state: "pending", readable: readable}
+func (k *refKey) add() *refVersion {
+	v := &refVersion{number: 1, state: "pending", readable: true}
 	if len(k.versions) > 0 {
 		v.number = k.latest() + 1
 	}
@@ -321,7 +321,7 @@ func (k *refKey) rotate(t time.Time, r refRole, o rotation) (*refVersion, bool) 
 	if cutOver := active != nil && delay == 0 && overlap == 0; !cutOver && !k.makeRoom(now, r, o.force) {
 		return nil, false
 	}
-	v := k.add(true)
+	v := k.add()
 	k.rotated = now
 	if delay > 0 {
 		v.promoteAt, v.plannedOverlap, v.plannedNarrowed = now.Add(delay), overlap, o.narrowed
@@ -480,7 +480,7 @@ func (k *refKey) revoke(t time.Time, r refRole, number int, all, compromised, ro
 		case k.in("pending") != nil:
 			k.promote(now, r)
 		default:
-			made = k.add(true)
+			made = k.add()
 			k.rotated = now
 			k.activate(now, r, made)
 		}

@@ -231,7 +231,7 @@ func (x *modelMachine) create(name, role, imported string) {
 		if data[fieldScopes] != nil {
 			k.scopes = []string{"a"}
 		}
-		k.activate(now, r, k.add(true))
+		k.activate(now, r, k.add())
 		k.versions[0].token = imported
 		ref.imports = ref.imports || imported != ""
 		ref.keys[name] = k
@@ -301,8 +301,8 @@ func (x *modelMachine) rotate() {
 	if a.status >= 300 {
 		return
 	}
-	if got := number; int(a.data[fieldVersion].(float64)) != got {
-		x.Fatalf("rotate answers version %v, the model says %d", a.data[fieldVersion], got)
+	if got, ok := a.data[fieldVersion].(float64); !ok || int(got) != number {
+		x.Fatalf("rotate answers version %v, the model says %d", a.data[fieldVersion], number)
 	}
 	x.issued(name, number, a)
 }
@@ -469,9 +469,12 @@ func (x *modelMachine) lease() {
 		x.Fatalf("creds answers %s", a)
 	}
 	now := x.now()
-	id := a.data[fieldKeyID].(string)
+	id, ok := a.data[fieldKeyID].(string)
+	if !ok {
+		x.Fatalf("creds answers %s", a)
+	}
 	k := &refKey{role: role, leased: true, recorded: now, maxExpire: now.Add(modelLeaseMax)}
-	k.activate(now, x.ref.roles[role], k.add(true))
+	k.activate(now, x.ref.roles[role], k.add())
 	k.versions[0].expire = now.Add(modelLeaseTTL)
 	x.ref.keys[id] = k
 	x.issued(id, 1, a)

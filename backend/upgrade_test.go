@@ -404,7 +404,11 @@ func TestUnknownFieldsAreKept(t *testing.T) {
 					t.Fatalf("%s: %v", path, err)
 				}
 				if path == "mount/state" {
-					delete(v.(object), "has_hooks")
+					state, ok := v.(object)
+					if !ok {
+						t.Fatalf("%s is not an object", path)
+					}
+					delete(state, "has_hooks")
 				}
 				before[path] = toJSON(withFuture(v, false))
 				return []byte(before[path])
