@@ -6,14 +6,15 @@ import (
 	"encoding/hex"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 )
 
 // readings are the ways in which servers may take the path of a request. They
-// differ in whether they decode it once or twice, resolve dot segments, merge
-// slashes, cut parameters off segments (;a=b), and take a backslash for a slash.
-// It tells false for a path that no server should be given. A plain path has
-// one reading, and no allocation.
+// differ in whether they decode it once or twice, all of it or all but slashes,
+// resolve dot segments, merge slashes, cut parameters off segments (;a=b), and
+// take a backslash for a slash. It tells false for a path that no server should
+// be given. A plain path has one reading, and no allocation.
 func readings(raw string) (first string, more []string, ok bool) {
 	if raw == "" || raw[0] != '/' {
 		return "", nil, false
@@ -35,17 +36,25 @@ func readings(raw string) (first string, more []string, ok bool) {
 	if _, err := url.PathUnescape(raw); err != nil {
 		return "", nil, false
 	}
-	text := raw
+	texts := []string{raw}
 	for range maxDecodings {
-		more = append(more, variants(text)...)
-		decoded := decode(text)
-		if decoded == text {
-			return raw, more, true
+		var decoded []string
+		for _, text := range texts {
+			more = append(more, variants(text)...)
+			for _, next := range []string{decode(text, true), decode(text, false)} {
+				if next != text && !slices.Contains(decoded, next) {
+					decoded = append(decoded, next)
+				}
+			}
 		}
-		if strings.ContainsAny(decoded, "\x00\r\n") {
+		if len(decoded) == 0 {
+			slices.Sort(more)
+			return raw, slices.Compact(more), true
+		}
+		if slices.ContainsFunc(decoded, func(s string) bool { return strings.ContainsAny(s, "\x00\r\n") }) {
 			return "", nil, false
 		}
-		text = decoded
+		texts = decoded
 	}
 	// Still more to decode.
 	return "", nil, false
@@ -55,12 +64,14 @@ func readings(raw string) (first string, more []string, ok bool) {
 // look that finds nothing more to decode.
 const maxDecodings = 3
 
-// decode replaces every escape that is one, as lenient readers do.
-func decode(text string) string {
+// decode replaces every escape that is one, as lenient readers do, or all but
+// those of slashes: these then stay a part of their segment.
+func decode(text string, slashes bool) string {
 	var b strings.Builder
 	for i := 0; i < len(text); i++ {
 		if text[i] == '%' && i+2 < len(text) {
-			if c, err := hex.DecodeString(text[i+1 : i+3]); err == nil {
+			c, err := hex.DecodeString(text[i+1 : i+3])
+			if err == nil && (slashes || c[0] != '/' && c[0] != '\\') {
 				b.Write(c)
 				i += 2
 				continue
@@ -75,15 +86,23 @@ func decode(text string) string {
 // that hands a decoded path on makes a query or a fragment of what follows a
 // decoded ? or #.
 func variants(text string) []string {
+	var readings []string
 	slashed := strings.ReplaceAll(text, `\`, "/")
-	readings := []string{text, path.Clean(text), path.Clean(slashed)}
-	for _, bare := range []string{withoutParameters(text), withoutParameters(slashed)} {
-		readings = append(readings, bare, path.Clean(bare))
+	for _, p := range []string{text, slashed, withoutParameters(text), withoutParameters(slashed)} {
+		readings = append(readings, p, merged(p), path.Clean(p))
 	}
 	if end := strings.IndexAny(text, "?#"); end >= 0 {
 		readings = append(readings, variants(text[:end])...)
 	}
 	return readings
+}
+
+// merged makes one slash of several.
+func merged(p string) string {
+	for strings.Contains(p, "//") {
+		p = strings.ReplaceAll(p, "//", "/")
+	}
+	return p
 }
 
 // withoutParameters cuts each segment off at its first semicolon.

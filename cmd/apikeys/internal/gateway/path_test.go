@@ -32,7 +32,9 @@ func TestFindRoute(t *testing.T) {
 		{"GET", api, "/v1/orders", "orders-read"},
 		{"GET", api, "/v1/orders/17", "orders-read"},
 		{"POST", api, "/v1/orders", "orders"},
-		{"get", api, "/v1/orders", "orders"},
+		{"get", api, "/v1/orders", "AMBIGUOUS_PATH"}, // some servers take it for GET
+		{"get", api, "/health", "health"},
+		{"Post", api, "/v1/orders", "orders"},
 		{"GET", api, "/v1/ordersx", "rest"},
 		{"GET", "API.Example.com.:8443", "/v1/orders", "orders-read"},
 		{"GET", "x.partners.example.com", "/v1/orders", "partners"},
@@ -71,6 +73,38 @@ func TestFindRoute(t *testing.T) {
 		{"GET", api, "/./admin", "AMBIGUOUS_PATH"},
 		{"GET", api, "/%61dmin", "AMBIGUOUS_PATH"},
 		{"GET", api, "/admin;x", "AMBIGUOUS_PATH"},
+
+		{"GET", api, "/%2561dmin", "AMBIGUOUS_PATH"},
+		{"GET", api, `/health/%5c..%5c..%5cadmin`, "AMBIGUOUS_PATH"},
+		{"GET", api, `/x;\admin/../../admin`, "AMBIGUOUS_PATH"},
+
+		// A decoded ? or # ends the path for some.
+		{"GET", api, "/health%3F", "AMBIGUOUS_PATH"},
+		{"GET", api, "/health%3f/../admin", "AMBIGUOUS_PATH"},
+		{"GET", api, "/admin%3Fx", "AMBIGUOUS_PATH"},
+		{"GET", api, "/admin%253Fx", "AMBIGUOUS_PATH"},
+		{"GET", api, "/admin%23/../health", "AMBIGUOUS_PATH"},
+		{"GET", api, "/admin%2523x", "AMBIGUOUS_PATH"},
+		{"GET", api, "/v1/orders/what%3F", "orders-read"},
+		{"GET", api, "/v1/orders/%23%3F17", "orders-read"},
+
+		// Semicolons, as they are and encoded.
+		{"GET", api, "/admin%3Bx", "AMBIGUOUS_PATH"},
+		{"GET", api, "/admin%253Bx", "AMBIGUOUS_PATH"},
+		{"GET", api, "/health/%3b/../../admin", "AMBIGUOUS_PATH"},
+		{"GET", api, `/;\admin`, "AMBIGUOUS_PATH"},
+		{"GET", api, "/%3b%5cadmin", "AMBIGUOUS_PATH"},
+		{"GET", api, `/x/..;\y/admin`, "AMBIGUOUS_PATH"}, // parameters before backslashes are turned
+		{"GET", api, "/x/..%3b%5cy/admin", "AMBIGUOUS_PATH"},
+		{"GET", api, `/x/..;y\..\..\admin`, "AMBIGUOUS_PATH"}, // and after
+		{"GET", api, "/v1/orders/a%3Bb", "orders-read"},
+
+		// Some decode all but slashes, and then resolve dots.
+		{"GET", api, "/health/x%2fy/%2e%2e/%2e%2e/admin", "AMBIGUOUS_PATH"},
+		{"GET", api, "/health/x%5cy/%2e%2e/%2e%2e/admin", "AMBIGUOUS_PATH"},
+		{"GET", api, "/health/x%252fy/%252e%252e/%252e%252e/admin", "AMBIGUOUS_PATH"},
+		// Some merge slashes, and do not resolve dots.
+		{"GET", api, "//admin/..", "AMBIGUOUS_PATH"},
 
 		// Nobody should be given these.
 		{"GET", api, "", "AMBIGUOUS_PATH"},
@@ -135,6 +169,10 @@ func TestRoutesHoldWhateverTheUpstream(t *testing.T) {
 			}
 			return first(path.Clean(decoded))
 		},
+		"decodes all but slashes, then cleans": func(raw string) string { return first(path.Clean(butSlashes(raw))) },
+		"merges slashes": func(raw string) string {
+			return first(strings.ReplaceAll(strings.ReplaceAll(raw, "//", "/"), "//", "/"))
+		},
 		"takes backslashes for slashes": func(raw string) string { return first(path.Clean(strings.ReplaceAll(lenient(raw), `\`, "/"))) },
 	}
 	rapid.Check(t, func(t *rapid.T) {
@@ -159,6 +197,14 @@ func first(p string) string {
 		return "admin"
 	}
 	return "rest"
+}
+
+// butSlashes decodes what it can but slashes.
+func butSlashes(s string) string {
+	for _, kept := range []string{"%2f", "%2F", "%5c", "%5C"} {
+		s = strings.ReplaceAll(s, kept, "\x02"+kept[1:])
+	}
+	return strings.ReplaceAll(lenient(s), "\x02", "%")
 }
 
 // lenient decodes what it can, slowly.

@@ -27,7 +27,7 @@ const (
 	ReasonSeveralKeys      Reason = "SEVERAL_KEYS"
 	ReasonBadAuthorization Reason = "BAD_AUTHORIZATION"
 	// ReasonNoRoute means that no route fits, ReasonPath that it depends on the
-	// reader which one does.
+	// reader of the path, or of the method, which one does.
 	ReasonNoRoute Reason = "NO_ROUTE"
 	ReasonPath    Reason = "AMBIGUOUS_PATH"
 	// ReasonUntrusted means that somebody else than a trusted proxy asks, and

@@ -32,8 +32,9 @@ var anyKey = &Route{Name: "-", Path: "/"}
 // table finds the route of a request.
 type table []*Route
 
-// find returns the first route that fits all readings of the path. It returns
-// nil and a reason where none does, or where two readings lead to two routes.
+// find returns the first route that fits all readings of the path, and of the
+// method: some servers take get for GET. It returns nil and a reason where none
+// does, or where two readings lead to two routes.
 func (t table) find(method, host, rawPath string) (*Route, Reason) {
 	first, more, ok := readings(rawPath)
 	if !ok {
@@ -44,8 +45,12 @@ func (t table) find(method, host, rawPath string) (*Route, Reason) {
 	}
 	host = hostName(host)
 	found := t.match(method, host, first)
+	upper := strings.ToUpper(method)
+	if upper != method {
+		more = append(more, first)
+	}
 	for _, p := range more {
-		if t.match(method, host, p) != found {
+		if t.match(method, host, p) != found || t.match(upper, host, p) != found {
 			return nil, ReasonPath
 		}
 	}
