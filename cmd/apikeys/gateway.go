@@ -41,7 +41,7 @@ Usage: apikeys gateway [options]
   block, token come from the environment variables of Vault's own command line.
 
   SIGHUP reads routes, trusted proxies, places of keys and certificates again,
-  as a change of a file does. SIGTERM and SIGINT drain and end the program.
+  as a change of their files does. SIGTERM and SIGINT drain and end the program.
 
 Command Options:
 

@@ -83,7 +83,7 @@ type lane struct {
 func newLane(v *Verifier, perSecond float64, senders, queue int) *lane {
 	return &lane{
 		v: v, budget: newBudget(perSecond),
-		senders: senders, queue: queue, patient: queue, flights: map[subject]*flight{},
+		senders: senders, queue: queue, patient: min(queue, maxWaiting), flights: map[subject]*flight{},
 	}
 }
 

@@ -117,6 +117,32 @@ func TestAQuestionThatIsUnderWayDoesNotAnswerWhoComesLater(t *testing.T) {
 	})
 }
 
+func TestFewWaitForAnEngineThatHangs(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		id, apiKey := e.key(t)
+		v := start(t, e)
+		synctest.Wait()
+		v.accepts(apiKey)
+		e.set(func() { e.hang = true })
+		wrong := newToken(t, id)
+		var asking sync.WaitGroup
+		for range 8_000 {
+			asking.Go(func() {
+				if r := v.verify(wrong); r.Verdict != verifier.Unavailable || r.RetryAfter == 0 {
+					t.Errorf("%s, want unavailable", r.Verdict)
+				}
+			})
+		}
+		synctest.Wait()
+		if n := v.Stats().Limited; n != 3_000 {
+			t.Errorf("%d of 8000 are told to come again, want 3000", n)
+		}
+		v.accepts(apiKey)
+		asking.Wait()
+	})
+}
+
 func TestQuestionsOfOneMomentAreOne(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		e := newEngine()

@@ -90,6 +90,9 @@ const (
 	// knownQueue and unknownQueue bound the questions that wait for a lookup.
 	knownQueue   = 50_000
 	unknownQueue = 5_000
+	// maxWaiting bounds the requests that wait for the answers to the questions of
+	// a lane: what each holds, such as its header, is much more than a question.
+	maxWaiting = 5_000
 )
 
 var label = regexp.MustCompile(`^[A-Za-z0-9_.:/-]{0,128}$`)

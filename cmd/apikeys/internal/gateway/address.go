@@ -19,16 +19,17 @@ func (p proxies) trust(addr netip.Addr) bool {
 	return slices.ContainsFunc(p, func(r netip.Prefix) bool { return r.Contains(addr) })
 }
 
-// client returns the address of the client: the first one from the right of
-// X-Forwarded-For that is not a trusted proxy's, where peer is one, or else
-// peer. It returns the zero Addr where that cannot be told: what is written
-// there is no address, or the proxies are too many. The peer of a Unix socket
-// is the zero Addr, and trusted.
+// client returns the address of the client: where peer is a trusted proxy, the
+// first one from the right of X-Forwarded-For that is none, or the last one if
+// all are; otherwise peer. It returns the zero Addr where that cannot be told:
+// the field is missing, so that nothing is known but the proxy; what is written
+// there is no address; or the proxies are too many. The peer of a Unix socket is
+// the zero Addr, and trusted.
 func (p proxies) client(peer netip.Addr, forwardedFor []string) netip.Addr {
 	if peer.IsValid() && !p.trust(peer) {
 		return peer
 	}
-	addr := peer
+	var addr netip.Addr
 	hops := 0
 	for _, line := range slices.Backward(forwardedFor) {
 		for more := true; more; {

@@ -24,7 +24,7 @@ func TestClientAddress(t *testing.T) {
 		{"nor its own line", "127.0.0.1", []string{"192.0.2.1", "203.0.113.9"}, "203.0.113.9"},
 		{"nor its garbage", "127.0.0.1", []string{"garbage, 203.0.113.9"}, "203.0.113.9"},
 		{"only proxies", "127.0.0.1", []string{"10.0.0.1"}, "10.0.0.1"},
-		{"no field", "127.0.0.1", nil, "127.0.0.1"},
+		{"a proxy that says nothing", "127.0.0.1", nil, ""},
 		{"garbage from a proxy", "127.0.0.1", []string{"203.0.113.9, unknown"}, ""},
 		{"an empty entry", "127.0.0.1", []string{"203.0.113.9,"}, ""},
 		{"with a port", "127.0.0.1", []string{"203.0.113.9:1234"}, "203.0.113.9"},

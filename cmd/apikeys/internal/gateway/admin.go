@@ -18,6 +18,9 @@ type readiness struct {
 	// was none.
 	FeedAge    float64 `json:"feed_age_seconds"`
 	CachedKeys int     `json:"cached_keys"`
+	// ConfigCurrent is false while the files cannot be used, and older ones are
+	// in force. It makes nothing unready.
+	ConfigCurrent bool `json:"config_current"`
 }
 
 // admin answers probes and scrapes. It belongs on an address that clients do
@@ -31,6 +34,7 @@ func (g *Gateway) admin() http.Handler {
 		health := g.health()
 		answer := readiness{
 			Draining: g.draining.Load(), FeedAge: health.FeedAge.Seconds(), CachedKeys: health.CachedKeys,
+			ConfigCurrent: !g.outdated.Load(),
 		}
 		if health.FeedAge < 0 {
 			answer.FeedAge = -1

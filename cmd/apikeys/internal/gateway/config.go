@@ -27,6 +27,8 @@ type Static struct {
 	Vault     Vault
 	Verifier  Verifier
 	Listeners []Listener
+	// DecisionTimeout bounds how long a request is judged.
+	DecisionTimeout time.Duration
 	// DrainDelay is how long requests are still taken after SIGTERM, while
 	// readiness fails already; DrainTimeout bounds what comes then.
 	DrainDelay, DrainTimeout time.Duration
@@ -78,8 +80,10 @@ const (
 	defaultSocketMode     = 0o660
 )
 
-// Defaults of the drain.
-const defaultDrainTimeout = 20 * time.Second
+const (
+	defaultDrainTimeout    = 20 * time.Second
+	defaultDecisionTimeout = 5 * time.Second
+)
 
 // Policy is what a reload replaces.
 type Policy struct {
@@ -118,6 +122,8 @@ func (f *file) build() (Config, error) {
 		Static: Static{
 			DrainDelay:   f.duration(fault, "drain_delay", f.DrainDelay, 0, 0, time.Hour),
 			DrainTimeout: f.duration(fault, "drain_timeout", f.DrainTimeout, defaultDrainTimeout, time.Second, time.Hour),
+			// To 20s: the answer is written within writeTimeout.
+			DecisionTimeout: f.duration(fault, "decision_timeout", f.DecisionTimeout, defaultDecisionTimeout, 100*time.Millisecond, 20*time.Second),
 		},
 		Policy: Policy{AccessLog: LogRefused, Places: verifierhttp.DefaultPlaces()},
 	}

@@ -49,6 +49,7 @@ listener "admin" {
 }
 drain_delay   = "1s"
 drain_timeout = "1m"
+decision_timeout = 2
 trusted_proxies = []
 key {
   headers = ["X-Token"]
@@ -79,7 +80,7 @@ func TestLoadReadsAllOfIt(t *testing.T) {
 			{Type: "grpc", Address: ":9181", CertFile: "cert.pem", KeyFile: "key.pem", ClientCA: "ca.pem", SocketMode: 0o660, MaxConnections: 7, MaxHeaderBytes: 64 << 10, ReadTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute},
 			{Type: "admin", Address: "systemd:admin", SocketMode: 0o660, MaxConnections: 10_000, MaxHeaderBytes: 64 << 10, ReadTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute},
 		},
-		DrainDelay: time.Second, DrainTimeout: time.Minute,
+		DecisionTimeout: 2 * time.Second, DrainDelay: time.Second, DrainTimeout: time.Minute,
 	}
 	for _, paths := range [][]string{{dir}, {filepath.Join(dir, "a.hcl"), filepath.Join(dir, "b.hcl")}} {
 		c, err := Load(paths...)
@@ -101,7 +102,7 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Static.Verifier.Name == "" || c.Static.DrainTimeout != 20*time.Second || len(c.Policy.Proxies) != 2 || !c.Policy.Places.Bearer || len(c.Policy.Places.Fields) != 1 {
+	if c.Static.Verifier.Name == "" || c.Static.DrainTimeout != 20*time.Second || c.Static.DecisionTimeout != 5*time.Second || len(c.Policy.Proxies) != 2 || !c.Policy.Places.Bearer || len(c.Policy.Places.Fields) != 1 {
 		t.Errorf("got %+v", c)
 	}
 }
@@ -140,6 +141,7 @@ func TestFaultsAreNamed(t *testing.T) {
 		"listener \"http\" {\naddress = \":1\"\nmax_connections = 0\n}":        `max_connections must be at least 1, got 0`,
 		"listener \"http\" {\naddress = \":1\"\nmax_header_bytes = 1\n}":       `max_header_bytes must be between 4096 and 1048576, got 1`,
 		"listener \"http\" {\naddress = \":1\"\nread_timeout = 0\n}":           `read_timeout must be a duration`,
+		listener + `decision_timeout = "1m"`:                                   `decision_timeout must be a duration between 100ms and 20s, got "1m"`,
 		listener + `drain_timeout = "soon"`:                                    `drain_timeout must be a duration between 1s and 1h0m0s, got "soon"`,
 		listener + `trusted_proxies = ["10.0.0.0/33"]`:                         `trusted_proxies must be addresses or ranges in CIDR notation, got "10.0.0.0/33"`,
 		listener + `access_log = "some"`:                                       `access_log must be off, refused or all, got "some"`,

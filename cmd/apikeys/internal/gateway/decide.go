@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"net/netip"
 	"strings"
 	"time"
@@ -17,15 +18,17 @@ type keyVerifier interface {
 	Verify(ctx context.Context, apiKey string, check verifier.Check) (verifier.Result, error)
 }
 
-// policy is a Policy as requests are judged by it.
+// policy is a Policy as requests are judged by it, with the certificates that
+// are served meanwhile.
 type policy struct {
 	Policy
-	proxies proxies
-	routes  table
+	proxies      proxies
+	routes       table
+	certificates []*tls.Config
 }
 
-func newPolicy(p Policy) *policy {
-	return &policy{Policy: p, proxies: p.Proxies, routes: p.Routes}
+func newPolicy(p Policy, certificates []*tls.Config) *policy {
+	return &policy{Policy: p, proxies: p.Proxies, routes: p.Routes, certificates: certificates}
 }
 
 // question is a request that a proxy asks about.
@@ -43,6 +46,14 @@ type decision struct {
 	// route is nil where none was found.
 	route  *Route
 	result verifier.Result
+}
+
+// decide judges a request in at most decision_timeout. What is not decided by
+// then, because Vault is asked and does not answer, is unavailable.
+func (g *Gateway) decide(ctx context.Context, p *policy, q question) decision {
+	ctx, cancel := context.WithTimeout(ctx, g.static.DecisionTimeout)
+	defer cancel()
+	return p.decide(ctx, g.verifier, q)
 }
 
 // decide judges a request. What it returns holds nothing of the key.

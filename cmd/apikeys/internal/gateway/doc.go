@@ -27,6 +27,13 @@
 // # Configuration
 //
 // An HCL file. Routes, places of keys, trusted proxies and certificates are read
-// again when a file changes and on SIGHUP; a configuration that cannot be used
-// leaves the one in force as it is, and says so. The rest needs a restart.
+// again when a file changes and on SIGHUP, and change all at once; where one of
+// them cannot be used, all stay as they are, and that is said. The rest needs a
+// restart.
+//
+// # Vault
+//
+// A request is judged within decision_timeout. Where only Vault could tell, and
+// does not, the answer is 503, never a refusal. So is that of a request whose
+// judging panics.
 package gateway

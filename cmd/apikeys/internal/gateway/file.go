@@ -31,6 +31,7 @@ type file struct {
 	TrustedProxies  *[]string       `hcl:"trusted_proxies,optional"`
 	AccessLog       *string         `hcl:"access_log,optional"`
 	DeprecationLink *string         `hcl:"deprecation_link,optional"`
+	DecisionTimeout hcl.Expression  `hcl:"decision_timeout,optional"`
 	DrainDelay      hcl.Expression  `hcl:"drain_delay,optional"`
 	DrainTimeout    hcl.Expression  `hcl:"drain_timeout,optional"`
 }

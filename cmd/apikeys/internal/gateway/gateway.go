@@ -5,9 +5,8 @@ package gateway
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
+	"crypto/tls"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"reflect"
 	"sync"
@@ -18,8 +17,9 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/verifier"
 )
 
-// watchInterval is how often the files of the configuration are looked at.
-const watchInterval = 2 * time.Second
+// watchInterval is how often the files of the configuration, and certificates,
+// are looked at. A change is taken by the second look that sees it.
+const watchInterval = time.Second
 
 // Gateway is one process: a verifier and the listeners in front of it.
 type Gateway struct {
@@ -34,13 +34,14 @@ type Gateway struct {
 	run      func(context.Context) error // of the verifier
 	client   func(context.Context) error // of the way to Vault
 
-	certs    []*certificate
 	metrics  *metrics
 	draining atomic.Bool
+	// outdated tells that the files cannot be used, so that older ones are in force.
+	outdated atomic.Bool
 
-	reloading sync.Mutex
-	paths     []string
-	seen      [sha256.Size]byte // of the files as they were last read
+	reloading   sync.Mutex
+	paths       []string
+	seen, acted look // the last one, and that which the last reload was made of
 }
 
 // New makes a gateway from the configuration in paths. It does no network I/O.
@@ -54,11 +55,16 @@ func New(paths []string, log, access *slog.Logger) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := newGateway(config, log, access)
+	certificates, err := readCertificates(config.Static.Listeners)
 	if err != nil {
 		return nil, err
 	}
-	g.paths, g.seen = paths, sumOf(sources)
+	g, err := newGateway(config, certificates, log, access)
+	if err != nil {
+		return nil, err
+	}
+	g.paths = paths
+	g.acted = lookOf(files{sources, certificates}, nil)
 
 	client, err := vaultclient.New(vaultclient.Config{
 		Address: config.Static.Vault.Address, Namespace: config.Static.Vault.Namespace, Mount: config.Static.Vault.Mount,
@@ -81,86 +87,102 @@ func New(paths []string, log, access *slog.Logger) (*Gateway, error) {
 }
 
 // newGateway makes one that cannot verify yet.
-func newGateway(config Config, log, access *slog.Logger) (*Gateway, error) {
-	g := &Gateway{log: log, access: access, clock: time.Now, static: config.Static, metrics: newMetrics()}
-	for _, l := range config.Static.Listeners {
-		if l.CertFile == "" {
-			continue
-		}
-		cert, err := loadCertificate(l)
-		if err != nil {
-			return nil, fmt.Errorf("listener %q: %w", l.Type, err)
-		}
-		g.certs = append(g.certs, cert)
+func newGateway(config Config, certificates [][]source, log, access *slog.Logger) (*Gateway, error) {
+	served, err := newCertificates(certificates)
+	if err != nil {
+		return nil, err
 	}
-	g.policy.Store(newPolicy(config.Policy))
+	g := &Gateway{log: log, access: access, clock: time.Now, static: config.Static, metrics: newMetrics()}
+	g.policy.Store(newPolicy(config.Policy, served))
 	g.metrics.reloaded(g.clock())
 	return g, nil
 }
 
-// Reload reads the configuration again and puts its policy, and the
-// certificates, in force. Where it cannot be used, all stays as it was, the log
-// says why, and so does the error.
+// files is what the files of the configuration, and of certificates, hold.
+type files struct {
+	config       []source
+	certificates [][]source
+}
+
+// read reads all files as they are now.
+func (g *Gateway) read() (files, error) {
+	config, err := readSources(g.paths)
+	if err != nil {
+		return files{}, err
+	}
+	certificates, err := readCertificates(g.static.Listeners)
+	return files{config, certificates}, err
+}
+
+// look is what a look at the files saw: a hash of them, or why they could not be
+// read.
+type look struct {
+	sum [sha256.Size]byte
+	err string
+}
+
+func lookOf(f files, err error) look {
+	if err != nil {
+		return look{err: err.Error()}
+	}
+	h := sha256.New()
+	for _, group := range append([][]source{f.config}, f.certificates...) {
+		for _, s := range group {
+			_, _ = fmt.Fprintf(h, "%q %d\n", s.name, len(s.content)) // a hash never fails
+			_, _ = h.Write(s.content)
+		}
+	}
+	return look{sum: [sha256.Size]byte(h.Sum(nil))}
+}
+
+// Reload reads the files again and puts the policy and the certificates in
+// force, both at once. Where any of it cannot be used, all stays as it was; the
+// log, the metrics and readiness say so, and the error why.
 func (g *Gateway) Reload() error {
 	g.reloading.Lock()
 	defer g.reloading.Unlock()
-	sources, err := readSources(g.paths)
-	if err != nil {
-		return g.reloadFailed(err)
-	}
-	g.seen = sumOf(sources)
-	return g.reload(sources)
+	f, err := g.read()
+	g.seen = lookOf(f, err)
+	return g.reload(f, err)
 }
 
-// reloadIfChanged is Reload where the content of a file changed since it was
-// last looked at. A file that is gone for a moment is one that is being replaced.
+// reloadIfChanged is Reload where the files are others than those of the last
+// one, and the same as when they were last looked at: a file that is being
+// written or replaced, or a certificate whose key is yet to come, is waited for.
 func (g *Gateway) reloadIfChanged() error {
 	g.reloading.Lock()
 	defer g.reloading.Unlock()
-	sources, err := readSources(g.paths)
-	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return g.reloadFailed(err)
+	f, err := g.read()
+	now := lookOf(f, err)
+	if now != g.seen || now == g.acted {
+		g.seen = now
+		return nil
 	}
-	if sum := sumOf(sources); sum != g.seen {
-		g.seen = sum
-		return g.reload(sources)
-	}
-	return nil
+	return g.reload(f, err)
 }
 
-func (g *Gateway) reload(sources []source) error {
-	config, err := parse(sources)
-	if err != nil {
-		return g.reloadFailed(err)
+// reload makes everything of f before any of it is in force.
+func (g *Gateway) reload(f files, err error) error {
+	g.acted = g.seen
+	var config Config
+	if err == nil {
+		config, err = parse(f.config)
 	}
-	for _, c := range g.certs {
-		if err := c.reload(); err != nil {
-			return g.reloadFailed(err)
-		}
+	var served []*tls.Config
+	if err == nil {
+		served, err = newCertificates(f.certificates)
+	}
+	g.outdated.Store(err != nil)
+	if err != nil {
+		g.metrics.reloadFailed()
+		g.log.Error("the configuration cannot be used; the one in force stays", "error", err)
+		return err
 	}
 	if !reflect.DeepEqual(config.Static, g.static) {
-		g.log.Warn("the configuration changed in what needs a restart: vault, verifier, listeners or the drain; those parts stay as they were")
+		g.log.Warn("the configuration changed in what needs a restart: vault, verifier, listeners, decision_timeout or the drain; those parts stay as they were")
 	}
-	g.policy.Store(newPolicy(config.Policy))
+	g.policy.Store(newPolicy(config.Policy, served))
 	g.metrics.reloaded(g.clock())
 	g.log.Info("the configuration is reloaded", "routes", len(config.Policy.Routes))
 	return nil
-}
-
-func (g *Gateway) reloadFailed(err error) error {
-	g.metrics.reloadFailed()
-	g.log.Error("the configuration cannot be used; the one in force stays", "error", err)
-	return err
-}
-
-func sumOf(sources []source) [sha256.Size]byte {
-	h := sha256.New()
-	for _, s := range sources {
-		_, _ = fmt.Fprintf(h, "%q %d\n", s.name, len(s.content)) // a hash never fails
-		_, _ = h.Write(s.content)
-	}
-	return [sha256.Size]byte(h.Sum(nil))
 }

@@ -27,22 +27,25 @@ type extAuthz struct {
 }
 
 // Check answers whether a request may pass.
-func (s *extAuthz) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+func (s *extAuthz) Check(ctx context.Context, req *authv3.CheckRequest) (answer *authv3.CheckResponse, _ error) {
 	g := s.gateway
+	defer func() {
+		if g.rescue(ListenGRPC, recover()) {
+			answer = refuse(&decision{reason: ReasonUnavailable})
+		}
+	}()
 	start := g.clock()
 	p := g.policy.Load()
 	q, d := p.askEnvoy(ctx, req)
 	if d.reason == "" {
-		d = p.decide(ctx, g.verifier, q)
+		d = g.decide(ctx, p, q)
 	}
-	status := d.reason.Status()
-	var answer *authv3.CheckResponse
 	if d.passes() {
 		answer = p.accept(&d, req.GetAttributes().GetRequest().GetHttp())
 	} else {
-		answer = refuse(&d, status)
+		answer = refuse(&d)
 	}
-	g.observe(ctx, p, ListenGRPC, &q, &d, status, g.clock().Sub(start))
+	g.observe(ctx, p, ListenGRPC, &q, &d, g.clock().Sub(start))
 	return answer, nil
 }
 
@@ -159,7 +162,8 @@ func bearerOnly(h envoyHeaders) bool {
 }
 
 // refuse is the answer to the client.
-func refuse(d *decision, status int) *authv3.CheckResponse {
+func refuse(d *decision) *authv3.CheckResponse {
+	status := d.reason.Status()
 	h := http.Header{"Content-Type": plainText, "Cache-Control": noStore}
 	code := codes.PermissionDenied
 	switch status {

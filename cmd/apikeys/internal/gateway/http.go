@@ -35,6 +35,11 @@ var (
 // do; a body is not read.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := g.clock()
+	defer func() {
+		if g.rescue(ListenHTTP, recover()) {
+			refuseHTTP(w, &decision{reason: ReasonUnavailable})
+		}
+	}()
 	h := w.Header()
 	if r.URL.Path != AuthPath {
 		h["Content-Length"] = noContent
@@ -44,28 +49,33 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p := g.policy.Load()
 	q, d := p.ask(r)
 	if d.reason == "" {
-		d = p.decide(r.Context(), g.verifier, q)
+		d = g.decide(r.Context(), p, q)
 	}
-	status := d.reason.Status()
 	if d.passes() {
 		d.identifyAll(h)
 		verifierhttp.Announce(h, d.result.State, d.result.Version, p.DeprecationLink)
 		h["Content-Length"] = noContent
-		w.WriteHeader(status)
+		w.WriteHeader(http.StatusOK)
 	} else {
-		body := bodies[status]
-		switch status {
-		case http.StatusUnauthorized:
-			h["Www-Authenticate"] = challenge
-		case http.StatusServiceUnavailable:
-			h["Retry-After"] = []string{strconv.Itoa(d.retryAfter())}
-		}
-		h["Content-Type"], h["Cache-Control"] = plainText, noStore
-		h["Content-Length"] = []string{strconv.Itoa(len(body))}
-		w.WriteHeader(status)
-		_, _ = w.Write([]byte(body))
+		refuseHTTP(w, &d)
 	}
-	g.observe(r.Context(), p, ListenHTTP, &q, &d, status, g.clock().Sub(start))
+	g.observe(r.Context(), p, ListenHTTP, &q, &d, g.clock().Sub(start))
+}
+
+// refuseHTTP is the answer to a request that does not pass.
+func refuseHTTP(w http.ResponseWriter, d *decision) {
+	h, status := w.Header(), d.reason.Status()
+	switch status {
+	case http.StatusUnauthorized:
+		h["Www-Authenticate"] = challenge
+	case http.StatusServiceUnavailable:
+		h["Retry-After"] = []string{strconv.Itoa(d.retryAfter())}
+	}
+	body := bodies[status]
+	h["Content-Type"], h["Cache-Control"] = plainText, noStore
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(body))
 }
 
 // ask reads what the request is that a proxy asks about. The decision has a

@@ -148,7 +148,11 @@ func newTestGateway(t testing.TB, config string) *testGateway {
 		t.Fatal(err)
 	}
 	tg := &testGateway{keys: someKeys(), log: &lockedBuffer{}, access: &lockedBuffer{}}
-	tg.Gateway, err = newGateway(c, slog.New(slog.NewJSONHandler(tg.log, nil)), slog.New(slog.NewJSONHandler(tg.access, nil)))
+	certificates, err := readCertificates(c.Static.Listeners)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tg.Gateway, err = newGateway(c, certificates, slog.New(slog.NewJSONHandler(tg.log, nil)), slog.New(slog.NewJSONHandler(tg.access, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,7 @@ type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 	reloads  *prometheus.CounterVec
+	current  prometheus.Gauge
 	lastGood prometheus.Gauge
 }
 
@@ -39,6 +40,9 @@ func newMetrics() *metrics {
 		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "apikeys_gateway_config_reloads_total", Help: "Times the configuration was read again, by result.",
 		}, []string{"result"}),
+		current: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "apikeys_gateway_config_last_reload_successful", Help: "Whether the files as they were last read are in force.",
+		}),
 		lastGood: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "apikeys_gateway_config_last_reload_timestamp_seconds", Help: "When the configuration in force was read.",
 		}),
@@ -50,7 +54,7 @@ func newMetrics() *metrics {
 	build.Set(1)
 	m.reloads.WithLabelValues("success")
 	m.reloads.WithLabelValues("failure")
-	m.registry.MustRegister(m.requests, m.seconds, m.reloads, m.lastGood, build,
+	m.registry.MustRegister(m.requests, m.seconds, m.reloads, m.current, m.lastGood, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -62,14 +66,19 @@ func (m *metrics) watchVerifier(v *verifier.Verifier) {
 
 func (m *metrics) reloaded(now time.Time) {
 	m.reloads.WithLabelValues("success").Inc()
+	m.current.Set(1)
 	m.lastGood.Set(float64(now.UnixMilli()) / 1000)
 }
 
-func (m *metrics) reloadFailed() { m.reloads.WithLabelValues("failure").Inc() }
+func (m *metrics) reloadFailed() {
+	m.reloads.WithLabelValues("failure").Inc()
+	m.current.Set(0)
+}
 
 // observe counts a request, and logs it if it is one of those to be logged.
 // Neither holds a key, a path, or a text that the client chose.
-func (g *Gateway) observe(ctx context.Context, p *policy, protocol string, q *question, d *decision, status int, took time.Duration) {
+func (g *Gateway) observe(ctx context.Context, p *policy, protocol string, q *question, d *decision, took time.Duration) {
+	status := d.reason.Status()
 	route := "none"
 	if d.route != nil {
 		route = d.route.Name

@@ -4,23 +4,13 @@ package gateway
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"errors"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -57,6 +47,7 @@ func start(t *testing.T, config string) *running {
 		t.Fatal(err)
 	}
 	r.paths = []string{file}
+	r.acted = lookOf(r.read())
 	r.http, r.admin = overSocket(dir+"/http"), overSocket(dir+"/admin")
 	conn, err := grpc.NewClient("unix:"+dir+"/grpc", grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -230,91 +221,6 @@ func eventually(t testing.TB, is func() bool) {
 	}
 }
 
-func TestReload(t *testing.T) {
-	t.Parallel()
-	g := start(t, testConfig)
-	status := func() int {
-		t.Helper()
-		status, _ := get(t, g.http, AuthPath, ordersWithKey)
-		return status
-	}
-	content, err := os.ReadFile(g.paths[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	write := func(text string) {
-		t.Helper()
-		if err := os.WriteFile(g.paths[0], []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if got := status(); got != http.StatusOK {
-		t.Fatalf("at first: %d", got)
-	}
-
-	// By a signal.
-	write(strings.Replace(string(content), `["orders:read"]`, `["orders:delete"]`, 1))
-	g.reload <- syscall.SIGHUP
-	eventually(t, func() bool { return status() == http.StatusForbidden })
-
-	// What cannot be used changes nothing, and is said.
-	write(strings.Replace(string(content), `route "orders" {`, `route "orders" { nonsense = 1`, 1))
-	g.reload <- syscall.SIGHUP
-	eventually(t, func() bool { return strings.Contains(g.log.String(), "the one in force stays") })
-	if got := status(); got != http.StatusForbidden {
-		t.Errorf("after a bad reload: %d", got)
-	}
-	if _, body := get(t, g.admin, "/metrics", nil); !strings.Contains(body, `apikeys_gateway_config_reloads_total{result="failure"} 1`) {
-		t.Error("a bad reload is not counted")
-	}
-
-	// By a change, as the ticker does.
-	write(string(content))
-	if err := g.reloadIfChanged(); err != nil {
-		t.Fatal(err)
-	}
-	if got := status(); got != http.StatusOK {
-		t.Errorf("after a change: %d", got)
-	}
-	before := strings.Count(g.log.String(), "is reloaded")
-	if err := g.reloadIfChanged(); err != nil || strings.Count(g.log.String(), "is reloaded") != before {
-		t.Errorf("reloaded without a change, %v", err)
-	}
-
-	// A file that is being replaced is waited for; a signal says it.
-	if err := os.Rename(g.paths[0], g.paths[0]+".old"); err != nil {
-		t.Fatal(err)
-	}
-	if err := g.reloadIfChanged(); err != nil {
-		t.Errorf("a file that is gone: %v", err)
-	}
-	if err := g.Reload(); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a reload without the file: %v", err)
-	}
-	if got := status(); got != http.StatusOK {
-		t.Errorf("without the file: %d", got)
-	}
-
-	// What needs a restart stays, and is said.
-	write(string(content) + "drain_timeout = \"1h\"\n")
-	if err := g.Reload(); err != nil || !strings.Contains(g.log.String(), "needs a restart") {
-		t.Errorf("reload: %v, log: %s", err, g.log)
-	}
-}
-
-func TestFilesAreWatched(t *testing.T) {
-	t.Parallel()
-	g := start(t, testConfig)
-	content, err := os.ReadFile(g.paths[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(g.paths[0], append(content, "\n# changed\n"...), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, func() bool { return strings.Contains(g.log.String(), "is reloaded") })
-}
-
 // TestStrangersCannotFillIt sends what is too much.
 func TestStrangersCannotFillIt(t *testing.T) {
 	t.Parallel()
@@ -368,129 +274,6 @@ func TestSocketsAreReplacedOnlyIfLeft(t *testing.T) {
 	fifth := newTestGateway(t, `listener "http" { address = "systemd:http" }`)
 	if _, err := fifth.listen(t.Context()); err == nil || !strings.Contains(err.Error(), "systemd passed 0 sockets") {
 		t.Errorf("a socket that nobody passed: %v", err)
-	}
-}
-
-func TestTLSAndClientCertificates(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	ca := newAuthority(t, dir)
-	ca.issue(t, dir, "server")
-	clientPair := ca.issue(t, dir, "client")
-	g := newTestGateway(t, `
-listener "http" {
-  address            = "127.0.0.1:0"
-  tls_cert_file      = "`+dir+`/server.pem"
-  tls_key_file       = "`+dir+`/server.key"
-  tls_client_ca_file = "`+dir+`/ca.pem"
-}`)
-	servers, err := g.listen(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := servers[0]
-	go func() { _ = s.serve() }()
-	t.Cleanup(func() { _ = s.http.Close() })
-	ask := func(certs ...tls.Certificate) (int, error) {
-		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.pool, Certificates: certs, ServerName: "localhost", MinVersion: tls.VersionTLS12}}}
-		defer client.CloseIdleConnections()
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+s.listener.Addr().String()+AuthPath, http.NoBody)
-		if err != nil {
-			return 0, err
-		}
-		for k, v := range map[string]string{"X-Api-Key": goodKey, "X-Forwarded-Method": "GET", "X-Forwarded-Uri": "/"} {
-			r.Header.Set(k, v)
-		}
-		answer, err := client.Do(r)
-		if err != nil {
-			return 0, err
-		}
-		return answer.StatusCode, answer.Body.Close()
-	}
-	if status, err := ask(clientPair); err != nil || status != http.StatusOK {
-		t.Errorf("with a certificate: %d, %v", status, err)
-	}
-	if status, err := ask(); err == nil {
-		t.Errorf("without a certificate: %d", status)
-	}
-	// A new certificate comes with a reload.
-	second := newAuthority(t, dir)
-	second.issue(t, dir, "server")
-	if err := g.certs[0].reload(); err != nil {
-		t.Fatal(err)
-	}
-	if status, err := ask(clientPair); err == nil {
-		t.Errorf("with the old authority: %d", status)
-	}
-	ca = second
-	if status, err := ask(ca.issue(t, dir, "client")); err != nil || status != http.StatusOK {
-		t.Errorf("with the new authority: %d, %v", status, err)
-	}
-}
-
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pool *x509.CertPool
-}
-
-func newAuthority(t *testing.T, dir string) *authority {
-	t.Helper()
-	a := &authority{pool: x509.NewCertPool()}
-	a.cert = &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	a.key = newKey(t)
-	der, err := x509.CreateCertificate(rand.Reader, a.cert, a.cert, &a.key.PublicKey, a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a.cert, err = x509.ParseCertificate(der); err != nil {
-		t.Fatal(err)
-	}
-	a.pool.AddCert(a.cert)
-	writePEM(t, filepath.Join(dir, "ca.pem"), "CERTIFICATE", der)
-	return a
-}
-
-func (a *authority) issue(t *testing.T, dir, name string) tls.Certificate {
-	t.Helper()
-	key := newKey(t)
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(2), DNSNames: []string{"localhost"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, a.cert, &key.PublicKey, a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certFile, keyFile := filepath.Join(dir, name+".pem"), filepath.Join(dir, name+".key")
-	writePEM(t, certFile, "CERTIFICATE", der)
-	writePEM(t, keyFile, "EC PRIVATE KEY", keyDER)
-	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pair
-}
-
-func newKey(t *testing.T) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
-
-func writePEM(t *testing.T, path, kind string, der []byte) {
-	t.Helper()
-	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
 	}
 }
 

@@ -168,12 +168,13 @@ func (g *Gateway) drain(servers []*server) {
 // listen takes all addresses, or none.
 func (g *Gateway) listen(ctx context.Context) ([]*server, error) {
 	var servers []*server
-	certs := g.certs
+	secured := 0
 	for _, l := range g.static.Listeners {
 		s := &server{settings: l}
 		var config *tls.Config
 		if l.CertFile != "" {
-			config, certs = certs[0].serve(), certs[1:]
+			config = g.serveTLS(secured)
+			secured++
 		}
 		listener, err := listenOn(ctx, l)
 		if err != nil {
