@@ -266,7 +266,6 @@ template {
 		Origin:    consumer.File(file),
 		Confirmer: consumer.Vault(s.sdkClient(vaultclient.TokenFile(sink)), "acme"),
 		Instance:  "eu-1",
-		Patience:  20 * time.Second, // the machine may be busy with other tests
 	})
 	l.changesOverTo(1)
 	version := 1
@@ -306,7 +305,7 @@ func TestConsumerOnClaimsThroughRotationsWithoutOverlap(t *testing.T) {
 	handler.Store(&receiver)
 
 	server := startAPI(t, byVerify(m))
-	l := consume(t, server, 4, consumer.Config{Origin: claims, Initial: first, Patience: 20 * time.Second})
+	l := consume(t, server, 4, consumer.Config{Origin: claims, Initial: first})
 	for version := 2; version <= 11; version++ {
 		l.passes(20)
 		m.rotate("acme")

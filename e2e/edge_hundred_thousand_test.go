@@ -66,11 +66,10 @@ func TestEdgeHundredThousandRequestsThroughTwoHundredRotations(t *testing.T) {
 	v := s.startVerifier("gate", func(c *verifier.Config) {
 		c.Logger = slog.New(slog.NewTextHandler(testLog{t}, nil))
 		c.PollInterval = 20 * time.Millisecond
-		c.RequestTimeout = 20 * time.Second // the machine may be busy with other tests
 	})
 	server := startAPI(t, byVerifier(v))
 	l := consume(t, server, 16, consumer.Config{
-		Origin: consumer.Vault(s.sdkClient(s.app.appRole()), "acme"), Instance: "eu-1", Patience: 20 * time.Second,
+		Origin: consumer.Vault(s.sdkClient(s.app.appRole()), "acme"), Instance: "eu-1",
 	})
 	began := time.Now()
 	for n := range rotations {

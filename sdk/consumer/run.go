@@ -65,13 +65,13 @@ func (s *Source) confirm(ctx context.Context, e *entry) {
 		backoff.WithMaxInterval(retryLongest), backoff.WithMaxElapsedTime(0))
 	for ctx.Err() == nil {
 		attempt, done := context.WithTimeout(ctx, fetchTimeout)
-		err := s.confirmer.Confirm(attempt, e.key.version, s.instance)
+		err := s.confirmer.Confirm(attempt, e.key().version, s.instance)
 		done()
 		switch {
 		case err == nil, ctx.Err() != nil:
 			return
 		case !vaultclient.IsUnavailable(err):
-			s.log.Warn("cannot confirm the version in use", "key", e.key, "error", err)
+			s.log.Warn("cannot confirm the version in use", "key", e.key(), "error", err)
 			return
 		}
 		select {

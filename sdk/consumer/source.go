@@ -28,7 +28,8 @@ type Config struct {
 	// Origin is where the key comes from: [Vault], [File], [Claims], or your own.
 	Origin Origin
 	// Initial is the key to begin with, if there is one already: it is used until
-	// another one is seen, also while the origin cannot be reached.
+	// another one is seen, also while the origin cannot be reached. Its version need
+	// not be known: the origin's is taken once it shows the same key.
 	Initial Key
 	// Instance names this instance of the client, a region, cluster or host, for
 	// the rollover that waits for it; "default" if it is empty.
@@ -67,12 +68,22 @@ type Source struct {
 
 // entry is a key while it is the current one.
 type entry struct {
-	key      Key
-	replaced chan struct{} // closed when another one is the current one
-	worked   atomic.Bool   // a server has accepted it
+	secret   string
+	told     atomic.Pointer[Key] // of that secret; see relabel
+	replaced chan struct{}       // closed when another one is the current one
+	worked   atomic.Bool         // a server has accepted it
+	queued   atomic.Bool         // to be confirmed, or it was
 
 	vainUntil atomic.Int64 // Unix nanoseconds, see vainFor
 }
+
+func newEntry(k Key) *entry {
+	e := &entry{secret: k.secret, replaced: make(chan struct{})}
+	e.told.Store(&k)
+	return e
+}
+
+func (e *entry) key() Key { return *e.told.Load() }
 
 type change struct{ old, next Key }
 
@@ -114,7 +125,7 @@ func New(c Config) (*Source, error) {
 // been none yet. It takes no lock.
 func (s *Source) Current() Key {
 	if e := s.current.Load(); e != nil {
-		return e.key
+		return e.key()
 	}
 	return Key{}
 }
@@ -126,7 +137,7 @@ func (s *Source) Key(ctx context.Context) (Key, error) {
 	if err != nil {
 		return Key{}, err
 	}
-	return e.key, nil
+	return e.key(), nil
 }
 
 func (s *Source) wait(ctx context.Context) (*entry, error) {
@@ -175,18 +186,20 @@ func (s *Source) Refresh(ctx context.Context) error {
 	}
 }
 
-// take makes a key the current one, unless it is already.
+// take makes a key the current one. Where it is already, it takes only what is
+// told of it.
 func (s *Source) take(k Key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.current.Load()
-	if old != nil && old.key.secret == k.secret {
+	if old != nil && old.secret == k.secret {
+		s.relabel(old, k)
 		return
 	}
-	s.current.Store(&entry{key: k, replaced: make(chan struct{})})
+	s.current.Store(newEntry(k))
 	was := Key{}
 	if old != nil {
-		was = old.key
+		was = old.key()
 		close(old.replaced)
 	} else {
 		close(s.first)
@@ -199,6 +212,25 @@ func (s *Source) take(k Key) {
 	if !s.telling {
 		s.telling = true
 		go s.tell()
+	}
+}
+
+// relabel takes the version and the id of a key that is the current one: those of
+// a key to begin with, or of a plain file, may be unknown, or not what they are.
+// Whoever forgets them changes nothing. OnChange is not called: the key is the
+// same.
+func (s *Source) relabel(e *entry, k Key) {
+	known := e.key()
+	if k.version == 0 {
+		k.version = known.version
+	}
+	if k.id == "" {
+		k.id = known.id
+	}
+	e.told.Store(&k)
+	if k.version != known.version {
+		e.queued.Store(false)
+		s.queue(e)
 	}
 }
 
@@ -265,7 +297,16 @@ func (s *Source) successor(ctx context.Context, refused *entry) *entry {
 // accepted notes that a server has accepted a key. One that is replaced already
 // is not confirmed: its answer may be slow, and the newer one waits.
 func (s *Source) accepted(e *entry) {
-	if e.worked.Load() || s.current.Load() != e || e.worked.Swap(true) || s.confirmer == nil || e.key.version == 0 {
+	if e.worked.Load() || s.current.Load() != e || e.worked.Swap(true) {
+		return
+	}
+	s.queue(e)
+}
+
+// queue has a key confirmed once a server has accepted it and its version is
+// known, whichever is later.
+func (s *Source) queue(e *entry) {
+	if s.confirmer == nil || !e.worked.Load() || e.key().version == 0 || e.queued.Swap(true) {
 		return
 	}
 	s.toConfirm.Store(e)

@@ -25,10 +25,8 @@ import (
 )
 
 func TestTheKeyIsLookedForOnSchedule(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(t, func(t *testing.T, w *world, s *consumer.Source, _ *http.Client) {
 		w.next, w.spread = time.Hour, 30*time.Second
-		s := w.source()
 		run(t, s)
 		time.Sleep(24*time.Hour + time.Second)
 		if looks := w.fetched(); looks < 24 || looks > 25 {
@@ -104,11 +102,8 @@ func TestAnOriginThatFailsKeepsTheKeyAndIsAskedLessOften(t *testing.T) {
 }
 
 func TestAVersionIsConfirmedOnceItHasWorked(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		s := w.source()
+	inWorld(t, func(t *testing.T, w *world, s *consumer.Source, api *http.Client) {
 		run(t, s)
-		api := w.client(s)
 		confirmed := func(want ...string) {
 			t.Helper()
 			synctest.Wait()
@@ -154,11 +149,8 @@ func TestAVersionIsConfirmedOnceItHasWorked(t *testing.T) {
 }
 
 func TestARefusedKeyIsNotConfirmed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		s := w.source()
+	inWorld(t, func(t *testing.T, w *world, s *consumer.Source, api *http.Client) {
 		run(t, s)
-		api := w.client(s)
 		w.revoke()
 		post(t, api, "x")
 		time.Sleep(time.Minute)
@@ -216,6 +208,77 @@ func TestAnInitialKeyIsUsedUntilThereIsAnother(t *testing.T) {
 			t.Errorf("version %d", v)
 		}
 	})
+}
+
+// A program that has stored only the key, or a plain file, knows no version. The
+// origin does, and confirmation needs it, in either order.
+func TestTheVersionOfTheSameKeyIsTaken(t *testing.T) {
+	initial, err := consumer.NewKey(at(1), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []string
+	begin := func(c *consumer.Config) {
+		c.Initial = initial
+		c.OnChange = func(_, next consumer.Key) { told = append(told, next.String()) }
+	}
+	for name, workedFirst := range map[string]bool{"used, then told": true, "told, then used": false} {
+		t.Run(name, func(t *testing.T) {
+			told = nil
+			inWorld(t, func(t *testing.T, w *world, s *consumer.Source, api *http.Client) {
+				w.fetchErr = errors.New("vault is down")
+				run(t, s)
+				if workedFirst {
+					post(t, api, "x")
+				}
+				time.Sleep(time.Minute)
+				if v := s.Current().Version(); v != 0 || len(w.confirmed) > 0 {
+					t.Errorf("version %d, confirmed %v", v, w.confirmed)
+				}
+				w.see(func() { w.fetchErr = nil })
+				time.Sleep(time.Minute)
+				if v := s.Current().Version(); v != 1 {
+					t.Errorf("version %d, and the origin tells 1", v)
+				}
+				if !workedFirst {
+					post(t, api, "x")
+				}
+				time.Sleep(time.Hour)
+				synctest.Wait()
+				if !slices.Equal(w.confirmed, []string{"eu:1"}) {
+					t.Errorf("confirmed %v", w.confirmed)
+				}
+				if len(told) != 1 {
+					t.Errorf("told of %v: the key is the same", told)
+				}
+				if w.refusals > 0 || w.requests != 1 {
+					t.Errorf("%d requests, %d refusals", w.requests, w.refusals)
+				}
+			}, begin)
+		})
+	}
+}
+
+// A version that the origin corrects is confirmed again, and one that it forgets
+// is kept.
+func TestTheVersionOfTheSameKeyIsCorrectedAndNotForgotten(t *testing.T) {
+	wrong, err := consumer.NewKey(at(1), 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inWorld(t, func(t *testing.T, w *world, s *consumer.Source, api *http.Client) {
+		w.fetchErr = errors.New("vault is down")
+		run(t, s)
+		post(t, api, "x")
+		w.see(func() { w.fetchErr = nil })
+		time.Sleep(2 * time.Hour)
+		w.see(func() { w.untold = true })
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		if v := s.Current().Version(); v != 1 || !slices.Equal(w.confirmed, []string{"eu:7", "eu:1"}) {
+			t.Errorf("version %d, confirmed %v", v, w.confirmed)
+		}
+	}, func(c *consumer.Config) { c.Initial = wrong })
 }
 
 func TestAKeyShowsItsSecretOnlyByReveal(t *testing.T) {
@@ -355,10 +418,8 @@ func TestNewSaysWhatIsMissing(t *testing.T) {
 }
 
 func TestWithoutAKeyTheWaitEndsWithItsContext(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(t, func(t *testing.T, w *world, s *consumer.Source, _ *http.Client) {
 		w.fetchErr = errors.New("no such key")
-		s := w.source()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		_, err := s.Key(ctx)

@@ -107,7 +107,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	for tries := 0; ; tries++ {
 		attempt := r.Clone(r.Context())
 		attempt.Body = body
-		t.set(attempt.Header, held.key.secret)
+		t.set(attempt.Header, held.secret)
 		resp, err := t.base.RoundTrip(attempt)
 		if err != nil {
 			return nil, err

@@ -29,14 +29,11 @@ func TestNoRequestFailsThroughRotations(t *testing.T) {
 			"an origin that is late":         {800 * time.Millisecond, 3 * time.Second},
 		} {
 			t.Run(name+" and "+name2, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					w := newWorld(t)
+				inWorld(t, func(t *testing.T, w *world, s *consumer.Source, api *http.Client) {
 					w.lag = test.lag
 					w.fetchTakes, w.requestTakes = upTo(20*time.Millisecond), upTo(30*time.Millisecond)
 					time.Sleep(test.lag) // the first version is there
-					s := w.source()
 					run(t, s)
-					api := w.client(s)
 					ctx, stop := context.WithCancel(t.Context())
 					var wg sync.WaitGroup
 					var sent atomic.Int64
@@ -70,10 +67,7 @@ func TestNoRequestFailsThroughRotations(t *testing.T) {
 }
 
 func TestManyRefusalsAreOneLook(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		s := w.source()
-		api := w.client(s)
+	inWorld(t, func(t *testing.T, w *world, _ *consumer.Source, api *http.Client) {
 		post(t, api, "first")
 		w.see(func() { w.fetchTakes = func() time.Duration { return 50 * time.Millisecond } })
 		w.rotate(0)
@@ -95,10 +89,7 @@ func TestManyRefusalsAreOneLook(t *testing.T) {
 
 // A look that began before the rotation shows the key from before it.
 func TestALookThatBeganBeforeTheRefusalIsNotTrusted(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		s := w.source(func(c *consumer.Config) { c.Patience = time.Nanosecond })
-		api := w.client(s)
+	inWorld(t, func(t *testing.T, w *world, s *consumer.Source, api *http.Client) {
 		post(t, api, "first")
 		w.see(func() { w.fetchTakes = func() time.Duration { return time.Second } })
 		go func() { _ = s.Refresh(t.Context()) }()
@@ -107,14 +98,11 @@ func TestALookThatBeganBeforeTheRefusalIsNotTrusted(t *testing.T) {
 		if status := post(t, api, "x"); status != http.StatusOK {
 			t.Errorf("status %d", status)
 		}
-	})
+	}, func(c *consumer.Config) { c.Patience = time.Nanosecond })
 }
 
 func TestAKeyThatIsNewerAlreadyCostsNoLook(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		s := w.source()
-		api := w.client(s)
+	inWorld(t, func(t *testing.T, w *world, s *consumer.Source, api *http.Client) {
 		post(t, api, "first")
 		w.see(func() { w.requestTakes = func() time.Duration { return time.Second } })
 		var wg sync.WaitGroup
@@ -137,10 +125,7 @@ func TestAKeyThatIsNewerAlreadyCostsNoLook(t *testing.T) {
 }
 
 func TestTheWholeBodyIsSentAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		s := w.source()
-		api := w.client(s)
+	inWorld(t, func(t *testing.T, w *world, _ *consumer.Source, api *http.Client) {
 		post(t, api, "first")
 		w.rotate(0)
 		body := strings.Repeat("0123456789", 1000)
@@ -159,10 +144,7 @@ func TestABodyThatCannotBeSentAgainGetsItsAnswer(t *testing.T) {
 		"with a GetBody fault": func() (io.ReadCloser, error) { return nil, errors.New("gone") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
-				s := w.source()
-				api := w.client(s)
+			inWorld(t, func(t *testing.T, w *world, s *consumer.Source, api *http.Client) {
 				post(t, api, "first")
 				w.rotate(0)
 				body := &closing{Reader: strings.NewReader("once")}
@@ -239,10 +221,7 @@ type roundTrip func(*http.Request) (*http.Response, error)
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 func TestAKeyThatIsRefusedForGoodCostsLittle(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		s := w.source()
-		api := w.client(s)
+	inWorld(t, func(t *testing.T, w *world, _ *consumer.Source, api *http.Client) {
 		post(t, api, "first")
 		w.revoke()
 		before, began := w.fetched(), time.Now()
@@ -277,10 +256,7 @@ func TestAKeyThatIsRefusedForGoodCostsLittle(t *testing.T) {
 }
 
 func TestALookThatIsUnderWayIsWaitedForBeyondThePatience(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		s := w.source()
-		api := w.client(s)
+	inWorld(t, func(t *testing.T, w *world, _ *consumer.Source, api *http.Client) {
 		post(t, api, "first")
 		w.rotate(0)
 		w.see(func() { w.fetchTakes = func() time.Duration { return 4 * time.Second } })
@@ -291,10 +267,7 @@ func TestALookThatIsUnderWayIsWaitedForBeyondThePatience(t *testing.T) {
 }
 
 func TestAWaitingRequestEndsWithItsContext(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		s := w.source(func(c *consumer.Config) { c.Patience = time.Hour })
-		api := w.client(s)
+	inWorld(t, func(t *testing.T, w *world, _ *consumer.Source, api *http.Client) {
 		post(t, api, "first")
 		w.revoke()
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
@@ -309,15 +282,12 @@ func TestAWaitingRequestEndsWithItsContext(t *testing.T) {
 		if took := time.Since(began); took != 3*time.Second || resp.StatusCode != http.StatusUnauthorized {
 			t.Errorf("status %d after %s", resp.StatusCode, took)
 		}
-	})
+	}, func(c *consumer.Config) { c.Patience = time.Hour })
 }
 
 func TestTheFirstRequestWaitsForTheFirstKey(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+	inWorld(t, func(t *testing.T, w *world, _ *consumer.Source, api *http.Client) {
 		w.fetchErr = errors.New("vault is sealed")
-		s := w.source()
-		api := w.client(s)
 		go func() {
 			time.Sleep(5 * time.Second)
 			w.see(func() { w.fetchErr = nil })

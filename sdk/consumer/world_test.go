@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/consumer"
@@ -31,6 +32,7 @@ type world struct {
 	next     time.Duration // of Fetched
 	spread   time.Duration
 	lag      time.Duration // by which the origin is behind
+	untold   bool          // the origin tells no versions
 	versions []activation
 
 	fetchTakes   func() time.Duration // before and after the key is read
@@ -106,7 +108,10 @@ func (w *world) Fetch(ctx context.Context) (consumer.Fetched, error) {
 			version = a.version
 		}
 	}
-	got := consumer.Fetched{Next: w.next, Spread: w.spread}
+	got, told := consumer.Fetched{Next: w.next, Spread: w.spread}, version
+	if w.untold {
+		told = 0
+	}
 	w.mu.Unlock()
 	if err := pass(ctx, takes()); err != nil {
 		return consumer.Fetched{}, err
@@ -114,7 +119,7 @@ func (w *world) Fetch(ctx context.Context) (consumer.Fetched, error) {
 	if err != nil {
 		return consumer.Fetched{}, err
 	}
-	got.Key, err = consumer.NewKey(at(version), version)
+	got.Key, err = consumer.NewKey(at(version), told)
 	return got, err
 }
 
@@ -217,6 +222,17 @@ func (w *world) source(change ...func(*consumer.Config)) *consumer.Source {
 		w.t.Fatal(err)
 	}
 	return s
+}
+
+// inWorld runs a test in a world of its own, with a source that is not run yet and
+// a client on it. Time moves when everybody waits.
+func inWorld(t *testing.T, f func(*testing.T, *world, *consumer.Source, *http.Client), change ...func(*consumer.Config)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		s := w.source(change...)
+		f(t, w, s, w.client(s))
+	})
 }
 
 // run runs a source until the test ends.
