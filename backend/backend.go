@@ -275,7 +275,7 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 	e := &engine{store: s, lost: make(chan string, 1024), unknownIDs: newSet(maxUnknownIDs), verifiers: feed.NewVerifiers(b.clock)}
 	tracker := usage.New(b.clock.Now())
 	e.keeper = &lifecycle.Keeper{
-		Store: s, Clock: b.clock, Rand: b.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages()), Logger: b.Logger(),
+		Store: s, Clock: b.clock, Rand: b.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages(), s.FirstUses()), Logger: b.Logger(),
 	}
 	e.keeper.Book.Reports = usage.NewReports(reports, b.clock.Now())
 	b.startWatching(e)

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
@@ -27,6 +28,8 @@ type call struct {
 	warnings []string
 	// who is what caller returns, once it was asked.
 	who string
+	// firsts are uses of which storage is to know before the answer is given.
+	firsts []*usage.First
 }
 
 type nullsKey struct{}

@@ -155,6 +155,9 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 			c.keeper.Usage.Add(e.lastUsed, e.key.ID, e.version.Number, e.source, usage.Uses{Accepted: e.count, Refused: e.refused, Stale: e.stale()})
 		}
 	}
+	// A report that comes again may come while, or because, what it counted was
+	// not stored yet.
+	defer func() { c.watch.remember(ctx, firstsOf(c.keeper.Usage, entries)) }()
 	if !c.keeper.Book.Reports.Accept(verifierName(c.caller(), verifier), boot, uint64(c.number("sequence")), through, now, count) { //nolint:gosec // it is at least 1
 		answer["duplicate"] = true
 		return &logical.Response{Data: answer}, nil
@@ -169,6 +172,20 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 	}
 	answer["counted"], answer["errors"] = len(entries), faults
 	return &logical.Response{Data: answer}, nil
+}
+
+// firstsOf are those entries of which storage may not know yet.
+func firstsOf(t *usage.Tracker, entries []usageEntry) []*usage.First {
+	var firsts []*usage.First
+	for _, e := range entries {
+		if e.count == 0 || e.key.Leased() {
+			continue
+		}
+		if first := t.First(e.key.ID, e.version.Number, e.source); first != nil {
+			firsts = append(firsts, first)
+		}
+	}
+	return firsts
 }
 
 type usageEntry struct {

@@ -123,6 +123,12 @@ func (b *Backend) mustForward() bool {
 }
 
 func (b *Backend) verify(ctx context.Context, c *call) (*logical.Response, error) {
+	resp, err := b.verdicts(ctx, c)
+	c.watch.remember(ctx, c.firsts)
+	return resp, err
+}
+
+func (b *Backend) verdicts(ctx context.Context, c *call) (*logical.Response, error) {
 	if !c.has(fieldBatchInput) {
 		answer, err := b.verifyOne(ctx, c, presentedIn(c))
 		if err != nil {
@@ -266,7 +272,9 @@ func (b *Backend) verifyOne(ctx context.Context, c *call, p presented) (*verdict
 		return refused(record.CodeNotFound), nil
 	}
 	if countsUse {
-		c.watch.used(now, k, verdict, usage.SourceName(c.caller(), p.source))
+		if first := c.watch.used(now, k, verdict, usage.SourceName(c.caller(), p.source)); first != nil {
+			c.firsts = append(c.firsts, first)
+		}
 	}
 	b.metrics.Verified(k.Role, verdict.Code)
 	return answerOf(k, verdict, now), nil

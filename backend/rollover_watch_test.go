@@ -380,10 +380,11 @@ func TestDamagedReportsDelayDrained(t *testing.T) {
 }
 
 // TestAfterACrashInstancesAreTakenAtTheirWord: what a crash lost may have been
-// the only use of one.
+// the only use of one, beside others in its source.
 func TestAfterACrashInstancesAreTakenAtTheirWord(t *testing.T) {
 	t.Parallel()
-	m, _, _ := rolling(t, object{"overlap_period": "24h", "drain_quiet_period": "10m"})
+	m, _, v2 := rolling(t, object{"overlap_period": "24h", "drain_quiet_period": "10m"})
+	m.use(v2, "us") // another instance there
 	m.write("confirm/acme", object{fieldVersion: 1, fieldInstance: "us/pod-1"})
 	m.pass(5 * time.Minute)
 	// A crash: what was counted and not flushed is gone.
@@ -394,5 +395,65 @@ func TestAfterACrashInstancesAreTakenAtTheirWord(t *testing.T) {
 	m.write("retire/acme", nil)
 	if v := versions(t, m.read("keys/acme"))[1]; !strings.HasPrefix(fmt.Sprint(v[fieldReason]), "drained: ") {
 		t.Errorf("it was retired because %v", v[fieldReason])
+	}
+}
+
+// crash ends the engine without a word, and starts another on what is stored.
+func (m *mount) crash() *mount {
+	m.t.Helper()
+	memory := m.memory.Clone() // nothing that the first one still does reaches it
+	next := newMountOn(m.t, memory, memory, m.clock)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	maps.Copy(next.secrets, m.secrets)
+	return next
+}
+
+// TestACrashHidesNoSourceOfAnOldVersion, not even one all of whose uses came
+// after the last flush, before or after the version was superseded, and which
+// then pauses for much longer than the quiet time.
+func TestACrashHidesNoSourceOfAnOldVersion(t *testing.T) {
+	t.Parallel()
+	one := func(m *mount, token string) { m.use(token, "us") }
+	ways := map[string]func(m *mount, token string){
+		"verify": one,
+		"batch": func(m *mount, token string) {
+			m.write("verify", object{"batch_input": []any{object{fieldAPIKey: token, fieldSource: "us"}, object{fieldAPIKey: token, fieldSource: "us"}}})
+		},
+		"report": func(m *mount, _ string) {
+			report := object{
+				"verifier": "edge", "boot": "b", "sequence": 1, "reported_through": stamp(m.clock.Now()),
+				"entries": []any{object{fieldKeyID: m.read("keys/acme")[fieldKeyID], fieldVersion: 1, fieldSource: "us", "count": 3}},
+			}
+			m.write("usage", report)
+		},
+	}
+	for way, use := range ways {
+		for _, superseded := range []bool{false, true} {
+			what := fmt.Sprintf("%s, superseded %v", way, superseded)
+			m := newMount(t)
+			m.role(object{"overlap_period": "2h", "max_overlap_period": "720h", "drain_quiet_period": "1h", "extend_until_drained": true})
+			v1 := m.key("acme", nil)
+			m.use(v1, "eu")
+			m.flush()
+			var v2 string
+			if superseded {
+				v2 = m.rotate("acme", nil)
+			}
+			use(m, v1)
+			m = m.crash()
+			if !superseded {
+				v2 = m.rotate("acme", nil)
+			}
+			m.use(v2, "eu")
+			m.pass(30 * time.Hour)
+			if k := m.read("rollovers/acme"); k["from"] == nil {
+				t.Errorf("%s: the rollover is %v", what, k)
+			}
+			m.refused(badStatus, logical.UpdateOperation, "retire/acme", nil, "not drained", "us")
+			m.use(v2, "us")
+			m.pass(2 * time.Hour)
+			m.wantCodes("RETIRED VALID", v1, v2)
+		}
 	}
 }

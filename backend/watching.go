@@ -307,12 +307,16 @@ func (w *watcher) refusedStale(k *keyring.Key, v *keyring.Version, now time.Time
 }
 
 // used counts a verification, and notes what is remarkable about it. It
-// touches no storage and takes no lock of a key.
-func (w *watcher) used(now time.Time, k *keyring.Key, verdict record.Verdict, source string) {
+// touches no storage and takes no lock of a key. It returns what remember is to
+// be given.
+func (w *watcher) used(now time.Time, k *keyring.Key, verdict record.Verdict, source string) *usage.First {
 	if verdict.Code == record.CodeValid {
-		w.engine.keeper.Usage.Add(now, k.ID, verdict.Version, source, usage.Uses{Accepted: 1})
+		first := w.engine.keeper.Usage.Add(now, k.ID, verdict.Version, source, usage.Uses{Accepted: 1})
 		w.usedFirst(k, verdict.Version)
-		return
+		if k.Leased() {
+			return nil // nobody asks whether it has drained
+		}
+		return first
 	}
 	uses := usage.Uses{Refused: 1}
 	if verdict.Code == record.CodeRetired || verdict.Code == record.CodeExpired {
@@ -333,6 +337,20 @@ func (w *watcher) used(now time.Time, k *keyring.Key, verdict record.Verdict, so
 			w.notify(notice{keyID: k.ID, version: v.Number, finding: &f})
 		}
 	default:
+	}
+	return nil
+}
+
+// remember has storage know of first uses before they are answered: a source
+// that a crash made unknown would not hold the version up. Where storage fails
+// the clients go on all the same, and only a crash before the next use, or
+// flush, would hide the source.
+func (w *watcher) remember(ctx context.Context, firsts []*usage.First) {
+	if len(firsts) == 0 {
+		return
+	}
+	if err := w.engine.keeper.Book.Remember(ctx, firsts...); err != nil {
+		w.engine.keeper.Logger.Warn("the first use of a key from a source could not be stored", "key_id", firsts[0].KeyID, "error", err)
 	}
 }
 

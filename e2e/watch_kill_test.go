@@ -11,8 +11,8 @@ import (
 )
 
 // All that was answered survives a kill -9 of the plugin, but the counts since
-// the last flush. The receiver is down while most of it happens, so that the
-// outbox has it to keep.
+// the last flush; where a version was used from is not forgotten either. The receiver
+// is down while most of it happens, so that the outbox has it to keep.
 func TestWhatWasAnsweredSurvivesAKillOfThePlugin(t *testing.T) {
 	t.Parallel()
 	srv := ownRaft(t)
@@ -47,6 +47,8 @@ func TestWhatWasAnsweredSurvivesAKillOfThePlugin(t *testing.T) {
 		}
 		m.accepts(v1, "source", "eu")
 		m.write("sweep", nil) // counts are stored
+		late := fmt.Sprintf("late-%d", i)
+		m.accepts(v1, "source", late)
 		before := m.history("acme")
 		kill()
 		history = m.history("acme")
@@ -60,6 +62,9 @@ func TestWhatWasAnsweredSurvivesAKillOfThePlugin(t *testing.T) {
 		}
 		if got := m.use("acme").version(1).Sources["eu"].Count; got != i+1 {
 			t.Errorf("kill %d: %d uses of version 1 are counted, want %d", i, got, i+1)
+		}
+		if got := m.use("acme").version(1).Sources[late].Count; got != 1 {
+			t.Errorf("kill %d: a source all of whose uses came after the flush has used version 1 %d times", i, got)
 		}
 		r := m.rollover("acme")
 		if last := r.Instances[len(r.Instances)-1]; len(r.Instances) != i+1 || last.Instance != instance || last.Version != i+2 {

@@ -85,7 +85,7 @@ func (w *world) open() {
 	}
 	tracker := usage.New(w.clock.Now())
 	w.keeper = &lifecycle.Keeper{
-		Store: s, Clock: w.clock, Rand: w.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages()), Logger: hclog.NewNullLogger(),
+		Store: s, Clock: w.clock, Rand: w.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages(), s.FirstUses()), Logger: hclog.NewNullLogger(),
 	}
 }
 

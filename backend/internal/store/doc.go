@@ -16,6 +16,7 @@
 //	dueh/<hour>                  which minutes of that hour may hold something
 //	rollover/<key_id>            keys with a rollover under way
 //	usage/<page>                 use of keys, sharded by the hash of their ids
+//	firstuse/<number>            first uses of keys that no page has yet
 //	reports                      which usage reports were counted
 //	webhook/<name>               webhooks (seal-wrapped: they hold secrets)
 //	outbox/<webhook>/<event>     events that a webhook has still to be told

@@ -19,6 +19,7 @@ const (
 	dueHourPrefix  = "dueh/"
 	rolloverPrefix = "rollover/"
 	usagePrefix    = "usage/"
+	firstUsePrefix = "firstuse/"
 	hookPrefix     = "webhook/"
 	outboxPrefix   = "outbox/"
 	claimPrefix    = "claim/"

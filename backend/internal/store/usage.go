@@ -13,15 +13,21 @@ import (
 )
 
 // UsagePages keeps the pages of use of the mount.
-func (s *Store) UsagePages() usage.PageStore { return usagePages{s} }
+func (s *Store) UsagePages() usage.PageStore { return usagePages{s, usagePrefix} }
+
+// FirstUses keeps the first uses of keys that no page has yet.
+func (s *Store) FirstUses() usage.PageStore { return usagePages{s, firstUsePrefix} }
 
 // IsUsagePage tells whether a storage path is that of a page of use.
 func IsUsagePage(path string) bool { return strings.HasPrefix(path, usagePrefix) }
 
-type usagePages struct{ s *Store }
+type usagePages struct {
+	s      *Store
+	prefix string
+}
 
 func (u usagePages) GetPage(ctx context.Context, name string) ([]byte, error) {
-	entry, err := u.s.storage.Get(ctx, usagePrefix+name)
+	entry, err := u.s.storage.Get(ctx, u.prefix+name)
 	if err != nil {
 		return nil, fmt.Errorf("read usage entry: %w", err)
 	}
@@ -32,18 +38,18 @@ func (u usagePages) GetPage(ctx context.Context, name string) ([]byte, error) {
 }
 
 func (u usagePages) PutPage(ctx context.Context, name string, data []byte) error {
-	if err := u.s.storage.Put(ctx, &logical.StorageEntry{Key: usagePrefix + name, Value: data}); err != nil {
+	if err := u.s.storage.Put(ctx, &logical.StorageEntry{Key: u.prefix + name, Value: data}); err != nil {
 		return fmt.Errorf("write usage entry: %w", err)
 	}
 	return nil
 }
 
 func (u usagePages) DeletePage(ctx context.Context, name string) error {
-	return u.s.remove(ctx, usagePrefix+name)
+	return u.s.remove(ctx, u.prefix+name)
 }
 
 func (u usagePages) ListPages(ctx context.Context) ([]string, error) {
-	return u.s.list(ctx, usagePrefix)
+	return u.s.list(ctx, u.prefix)
 }
 
 // Reports reads which usage reports were counted, nil where none were.

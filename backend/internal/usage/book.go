@@ -9,7 +9,10 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
 )
 
 const (
@@ -31,8 +34,13 @@ type Book struct {
 	// flushing is held during a flush, and mu while one page is worked on.
 	flushing sync.Mutex
 	mu       sync.Mutex
-	// known are the pages that there are; nil until they were listed.
+	// known are the pages that there are; nil until they were listed. It is
+	// replaced, not changed: dir shares it with those who do not hold mu.
 	known directory
+	dir   atomic.Pointer[directory]
+	// notes are the first uses that no page has, and outlines what pages have.
+	notes    *notes
+	outlines *lru.Cache[string, *outline]
 	// retention is how long hours are kept.
 	retention time.Duration
 	// forgotten are deleted keys whose records are still on pages.
@@ -65,10 +73,11 @@ type attempt struct {
 	taken map[string]delta
 }
 
-// NewBook returns the book of t.
-func NewBook(t *Tracker, pages PageStore) *Book {
+// NewBook returns the book of t. What pages do not have yet of first uses it
+// keeps in notes, under names of digits.
+func NewBook(t *Tracker, pages, notes PageStore) *Book {
 	return &Book{
-		tracker: t, pages: pages, retention: 168 * time.Hour, forgotten: map[string]struct{}{},
+		tracker: t, pages: pages, notes: newNotes(notes), outlines: newOutlines(), retention: 168 * time.Hour, forgotten: map[string]struct{}{},
 		unsure: map[string]attempt{}, Reports: NewReports(nil, time.Time{}), judged: map[string]int64{},
 	}
 }
@@ -77,7 +86,7 @@ func NewBook(t *Tracker, pages PageStore) *Book {
 func (b *Book) Idle() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.forgotten) == 0 && len(b.unsure) == 0 && !b.tracker.isDirty()
+	return len(b.forgotten) == 0 && len(b.unsure) == 0 && b.notes.idle() && !b.tracker.isDirty()
 }
 
 // Flush adds what was counted since the last flush to the pages, with at most
@@ -89,8 +98,12 @@ func (b *Book) Flush(ctx context.Context, now time.Time, retention time.Duration
 	if err := b.begin(ctx, retention); err != nil {
 		return err
 	}
+	noted, err := b.notes.close(ctx)
+	if err != nil {
+		return err
+	}
 	var errs []error
-	dirty := b.tracker.dirtyKeys()
+	dirty := append(b.tracker.dirtyKeys(), noted...)
 	for writes := maxWrites; writes >= splitWrites && (len(dirty) > 0 || b.hasForgotten()); {
 		work, err := b.sort(ctx, dirty)
 		if err != nil {
@@ -113,7 +126,32 @@ func (b *Book) Flush(ctx context.Context, now time.Time, retention time.Duration
 			break
 		}
 	}
-	return errors.Join(errs...)
+	b.settle()
+	return errors.Join(append(errs, b.notes.sweep(ctx))...)
+}
+
+// settle drops the notes of what pages have by now.
+func (b *Book) settle() {
+	if dir := b.dir.Load(); dir != nil {
+		b.notes.forget(func(f *First) bool {
+			o, _ := b.outlines.Get(dir.of(f.KeyID))
+			return o.has(b.tracker.seed, f)
+		})
+	}
+}
+
+// learn remembers what a page has that is stored.
+func (b *Book) learn(name string, p *page) { b.outlines.Add(name, outlineOf(b.tracker.seed, p)) }
+
+// list replaces what is known of the pages that there are; nil has them listed
+// anew.
+func (b *Book) list(known directory) {
+	b.known = known
+	if known == nil {
+		b.dir.Store(nil)
+		return
+	}
+	b.dir.Store(&known)
 }
 
 // begin finds out what became of writes that had failed.
@@ -210,18 +248,19 @@ func (b *Book) flushPage(ctx context.Context, w *work, now time.Time) (writes in
 			rest, changed = w.dirty[i:], true // to be split
 			break
 		}
-		d := b.tracker.take(id)
-		if d == nil {
+		d, noted := b.tracker.take(id), b.notes.closedOf(id)
+		if d == nil && len(noted) == 0 {
 			continue
 		}
-		taken[id] = d
+		if d != nil {
+			taken[id] = d
+		}
 		if used := d.accepted(); b.OnUse != nil && len(used) > 0 {
 			b.OnUse(id, p.Keys[id].stored, used)
 		}
 		size -= p.Keys[id].size()
-		p.merge(id, d, oldest)
+		changed = p.merge(id, d, noted, oldest) || changed
 		size += p.Keys[id].size()
-		changed = true
 	}
 	if changed {
 		if writes, err = b.save(ctx, w.name, p, taken); err != nil {
@@ -268,7 +307,12 @@ func (b *Book) save(ctx context.Context, name string, p *page, taken map[string]
 	}
 	if err == nil {
 		if err = b.pages.PutPage(ctx, name, data); err == nil {
-			b.known[name] = struct{}{}
+			if !b.known.has(name) {
+				known := maps.Clone(b.known)
+				known[name] = struct{}{}
+				b.list(known)
+			}
+			b.learn(name, p)
 			return 1, nil
 		}
 	}
@@ -292,13 +336,17 @@ func (b *Book) split(ctx context.Context, name string, p *page, taken map[string
 	if err := b.pages.DeletePage(ctx, name); err != nil {
 		// Which of them holds is found out by listing them.
 		b.unsure[name] = attempt{split: true, taken: taken}
-		b.known = nil
+		b.list(nil)
 		return writes, err
 	}
-	for half := range halves {
-		b.known[half] = struct{}{}
+	known := maps.Clone(b.known)
+	for half, p := range halves {
+		known[half] = struct{}{}
+		b.learn(half, p)
 	}
-	delete(b.known, name)
+	delete(known, name)
+	b.list(known)
+	b.outlines.Remove(name)
 	delete(b.judged, name)
 	return writes, nil
 }
@@ -328,7 +376,10 @@ func (b *Book) open(ctx context.Context) error {
 			delete(known, half)
 		}
 	}
-	b.known = known
+	if err := b.notes.recover(ctx); err != nil {
+		return err
+	}
+	b.list(known)
 	for name, a := range b.unsure {
 		if !a.split {
 			continue
@@ -345,7 +396,8 @@ func (b *Book) open(ctx context.Context) error {
 func (b *Book) Reopen() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.known = nil
+	b.list(nil)
+	b.outlines.Purge()
 }
 
 func (d directory) has(name string) bool {
@@ -361,6 +413,9 @@ func (b *Book) load(ctx context.Context, name string) (*page, error) {
 	}
 	p, err := decodePage(data)
 	a, unsure := b.unsure[name]
+	if err == nil && (unsure || !b.outlines.Contains(name)) {
+		b.learn(name, p)
+	}
 	if !unsure || a.split {
 		return p, err
 	}
@@ -374,6 +429,7 @@ func (b *Book) load(ctx context.Context, name string) (*page, error) {
 // Forget removes a deleted key from its page at the next flush.
 func (b *Book) Forget(keyID string) {
 	b.tracker.Forget(keyID)
+	b.notes.forget(func(f *First) bool { return f.KeyID == keyID })
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.forgotten) < maxKeys {
@@ -411,6 +467,16 @@ func (b *Book) read(ctx context.Context, keyID string, now time.Time) (use map[i
 		}
 	}
 	b.tracker.addLive(keyID, use, now)
+	for _, f := range b.notes.of(keyID) {
+		v, ok := use[f.Version]
+		if !ok {
+			v = Version{Sources: map[string]Source{}}
+		}
+		if v.Sources[f.Source].Count == 0 {
+			v.add(f.Source, Source{Count: 1, LastUsed: f.At})
+		}
+		use[f.Version] = v
+	}
 	for _, v := range use {
 		for _, s := range v.Sources {
 			dropHours(s.Hours, b.oldest(now))

@@ -46,6 +46,31 @@ func (s *shelf) DeletePage(ctx context.Context, name string) error {
 
 func (s *shelf) ListPages(ctx context.Context) ([]string, error) { return s.List(ctx, "usage/") }
 
+// slips keeps notes in the same storage as a shelf its pages.
+type slips struct{ logical.Storage }
+
+func (s slips) GetPage(ctx context.Context, name string) ([]byte, error) {
+	entry, err := s.Get(ctx, "firstuse/"+name)
+	if err != nil || entry == nil {
+		return nil, err
+	}
+	return entry.Value, nil
+}
+
+func (s slips) PutPage(ctx context.Context, name string, data []byte) error {
+	return s.Put(ctx, &logical.StorageEntry{Key: "firstuse/" + name, Value: data})
+}
+
+func (s slips) DeletePage(ctx context.Context, name string) error {
+	return s.Delete(ctx, "firstuse/"+name)
+}
+
+func (s slips) ListPages(ctx context.Context) ([]string, error) { return s.List(ctx, "firstuse/") }
+
+func newBook(tracker *usage.Tracker, s *shelf) *usage.Book {
+	return usage.NewBook(tracker, s, slips{s.Storage})
+}
+
 func flush(t *testing.T, b *usage.Book, now time.Time) {
 	t.Helper()
 	if err := b.Flush(t.Context(), now, week); err != nil {
@@ -86,7 +111,7 @@ func TestWritesAreBoundedAt100000ActiveKeys(t *testing.T) {
 	memory := storetest.NewMemory()
 	s := &shelf{Storage: memory}
 	tracker := usage.New(start)
-	b := usage.NewBook(tracker, s)
+	b := newBook(tracker, s)
 	id := func(i int) string { return fmt.Sprintf("key%09d", i) }
 	use := func(now time.Time) {
 		for i := range keys {
@@ -112,7 +137,7 @@ func TestWritesAreBoundedAt100000ActiveKeys(t *testing.T) {
 			t.Errorf("key %d was used %d times, want 4", i, got)
 		}
 	}
-	restarted := usage.NewBook(usage.New(at(2*time.Hour)), s)
+	restarted := newBook(usage.New(at(2*time.Hour)), s)
 	if got := count(t, restarted, id(4711), at(2*time.Hour)); got != 4 {
 		t.Errorf("after a restart a key was used %d times, want 4", got)
 	}
@@ -122,7 +147,7 @@ func TestNothingToFlushCostsNothing(t *testing.T) {
 	t.Parallel()
 	counting := storetest.NewCounting(storetest.NewMemory())
 	tracker := usage.New(start)
-	b := usage.NewBook(tracker, &shelf{Storage: counting})
+	b := newBook(tracker, &shelf{Storage: counting})
 	flush(t, b, start)
 	if got := counting.Total(); got.All() != 0 {
 		t.Errorf("a first flush with nothing to store: %s", got)
@@ -152,7 +177,7 @@ func TestAFlushThatIsCutOffLosesOnlyWhatWasNotFlushed(t *testing.T) {
 	source := func(n int) string { return fmt.Sprintf("caller|%s%d", strings.Repeat("s", 100), n) }
 	filled := storetest.NewMemory()
 	tracker := usage.New(start)
-	b := usage.NewBook(tracker, &shelf{Storage: filled})
+	b := newBook(tracker, &shelf{Storage: filled})
 	for i := range keys {
 		tracker.Record(start, id(i), 1, source(1), true)
 	}
@@ -168,7 +193,7 @@ func TestAFlushThatIsCutOffLosesOnlyWhatWasNotFlushed(t *testing.T) {
 				faulty := storetest.NewFaulty(memory)
 				s := &shelf{Storage: faulty}
 				tracker := usage.New(at(time.Hour))
-				b := usage.NewBook(tracker, s)
+				b := newBook(tracker, s)
 				for i := range keys {
 					tracker.Record(at(time.Hour), id(i), 1, source(2), true)
 				}
@@ -181,7 +206,7 @@ func TestAFlushThatIsCutOffLosesOnlyWhatWasNotFlushed(t *testing.T) {
 				}
 				if crash && hit {
 					tracker = usage.New(at(2 * time.Hour))
-					b = usage.NewBook(tracker, s)
+					b = newBook(tracker, s)
 				}
 				least := uint64(2)
 				if crash && hit {
@@ -198,7 +223,7 @@ func TestAFlushThatIsCutOffLosesOnlyWhatWasNotFlushed(t *testing.T) {
 					}
 					// What is left is flushed; it and a restart change nothing.
 					flushAll(t, b, s, at(time.Hour))
-					b = usage.NewBook(usage.New(at(2*time.Hour)), s)
+					b = newBook(usage.New(at(2*time.Hour)), s)
 				}
 				if s.largest >= 512<<10 {
 					t.Fatalf("%s: a page has %d bytes", what, s.largest)
@@ -223,7 +248,7 @@ func TestPagesAgainstATwin(t *testing.T) {
 		faulty := storetest.NewFaulty(storetest.NewMemory())
 		s := &shelf{Storage: faulty}
 		tracker := usage.New(start)
-		b := usage.NewBook(tracker, s)
+		b := newBook(tracker, s)
 		twin, stale := map[string]uint64{}, map[string]uint64{}
 		now := start
 		for range 60 {
@@ -247,7 +272,7 @@ func TestPagesAgainstATwin(t *testing.T) {
 			}
 		}
 		flushAll(t, b, s, now)
-		b = usage.NewBook(usage.New(now), s)
+		b = newBook(usage.New(now), s)
 		for id, want := range sample(twin) {
 			if got := count(t, b, id, now); got != want {
 				t.Fatalf("seed %d, after a restart: %s was used %d times, want %d", seed, id, got, want)
@@ -282,7 +307,7 @@ func TestMinutesAndHours(t *testing.T) {
 	t.Parallel()
 	s := &shelf{Storage: storetest.NewMemory()}
 	tracker := usage.New(start)
-	b := usage.NewBook(tracker, s)
+	b := newBook(tracker, s)
 	for m := range 200 {
 		tracker.Record(at(time.Duration(m)*time.Minute), "k", 1, "c|eu", true)
 		if m%50 == 0 {
@@ -314,7 +339,7 @@ func TestMinutesAndHours(t *testing.T) {
 	}
 	tracker.Record(now, "other", 1, "c|eu", true)
 	flush(t, b, now)
-	b = usage.NewBook(usage.New(now), s)
+	b = newBook(usage.New(now), s)
 	if got := source(); len(got.Hours) != 2 || got.Count != 205 {
 		t.Errorf("after a restart: count %d, hours %v", got.Count, got.Hours)
 	}
@@ -326,7 +351,7 @@ func TestReportsFromThePastAreBoundedInMemory(t *testing.T) {
 	t.Parallel()
 	s := &shelf{Storage: storetest.NewMemory()}
 	tracker := usage.New(start)
-	b := usage.NewBook(tracker, s)
+	b := newBook(tracker, s)
 	for h := range 100_000 {
 		tracker.Add(start.Add(-time.Duration(h)*time.Hour), "k", 1, "c|eu", usage.Uses{Accepted: 1})
 	}
@@ -348,7 +373,7 @@ func TestADeletedKeyLeavesItsPage(t *testing.T) {
 	memory := storetest.NewMemory()
 	s := &shelf{Storage: memory}
 	tracker := usage.New(start)
-	b := usage.NewBook(tracker, s)
+	b := newBook(tracker, s)
 	tracker.Record(start, "gone", 1, "c|eu", true)
 	tracker.Record(start, "stays", 1, "c|eu", true)
 	flush(t, b, start)
@@ -369,7 +394,7 @@ func TestADamagedPageHoldsNothingElseUp(t *testing.T) {
 	t.Parallel()
 	s := &shelf{Storage: storetest.NewMemory()}
 	tracker := usage.New(start)
-	b := usage.NewBook(tracker, s)
+	b := newBook(tracker, s)
 	for i := range 10_000 {
 		tracker.Record(start, fmt.Sprintf("key%09d", i), 1, "c|eu", true)
 	}
@@ -396,7 +421,7 @@ func TestManySourcesOfManyVersionsStayWithinARecord(t *testing.T) {
 	t.Parallel()
 	s := &shelf{Storage: storetest.NewMemory()}
 	tracker := usage.New(start.Add(-time.Hour))
-	b := usage.NewBook(tracker, s)
+	b := newBook(tracker, s)
 	for number := 1; number <= 100; number++ {
 		for n := range 32 {
 			tracker.Record(start.Add(-time.Minute), "k", number, fmt.Sprintf("c|%s%d", strings.Repeat("s", 120), n), true)
@@ -407,7 +432,7 @@ func TestManySourcesOfManyVersionsStayWithinARecord(t *testing.T) {
 		t.Errorf("the page has %d bytes", s.largest)
 	}
 	later := at(24 * time.Hour)
-	b = usage.NewBook(usage.New(later), s)
+	b = newBook(usage.New(later), s)
 	k := rolling("k")
 	if v := b.Drained(t.Context(), k, quiet, later.Add(quiet))(1); v.Drained || !strings.Contains(v.Why, "too many") {
 		t.Errorf("%+v", v)

@@ -44,6 +44,9 @@ func (b *Book) Drained(ctx context.Context, k *keyring.Key, quiet time.Duration,
 		if err != nil {
 			return keyring.DrainVerdict{Why: "the stored use of the key could not be read"}
 		}
+		if b.notes.isDamaged() {
+			return keyring.DrainVerdict{Next: now.Add(recheck(k, number, quiet, now)), Why: "a stored note of first uses could not be read"}
+		}
 		if number <= lost {
 			return keyring.DrainVerdict{Next: now.Add(recheck(k, number, quiet, now)), Why: "its sources were too many to be kept"}
 		}

@@ -156,8 +156,38 @@ func (p *page) size() int {
 	return size
 }
 
-// merge adds d to the record of a key. Hours before oldest are dropped.
-func (p *page) merge(keyID string, d delta, oldest int64) {
+// merge adds d to the record of a key, and of first uses that were noted those
+// that it does not have. Hours before oldest are dropped. It tells whether that
+// changed anything.
+func (p *page) merge(keyID string, d delta, noted []First, oldest int64) bool {
+	missing := delta{}
+	for _, f := range noted {
+		if !p.Keys[keyID].has(&f) && d[f.Version][f.Source].count == 0 {
+			missing.add(f.Version, f.Source, addition{counts{count: 1}, f.At})
+		}
+	}
+	if len(d)+len(missing) == 0 {
+		return false
+	}
+	p.add(keyID, d, oldest)
+	p.add(keyID, missing, oldest)
+	return true
+}
+
+// has tells whether the record has a use, or says that it does not know all of
+// the version.
+func (k *keyPage) has(f *First) bool {
+	if k == nil {
+		return false
+	}
+	used := func(name string) bool {
+		s := k.Versions[f.Version][name]
+		return s != nil && s.Count > 0
+	}
+	return f.Version <= k.Lost || used(f.Source) || used(Other)
+}
+
+func (p *page) add(keyID string, d delta, oldest int64) {
 	k := p.Keys[keyID]
 	if k == nil || k.Versions == nil {
 		k = &keyPage{Versions: map[int]map[string]*sourcePage{}}

@@ -13,9 +13,9 @@
 //
 // What is not known is not guessed: after a start, and after a record had to
 // make room for others, quiet time counts from that moment, and client instances
-// that said to use the version count as still on it. What a loss of memory can
-// hide is a source all of whose uses fell between the last flush and the crash:
-// it holds a version up only if it is used again within the quiet time.
+// that said to use the version count as still on it. Counts can be lost, sources
+// cannot: Remember stores the first use of a version from a source before it is
+// answered.
 package usage
 
 import (
@@ -109,6 +109,8 @@ type Source struct {
 	Minutes map[string]uint64
 	Hours   map[string]uint64
 
+	// kept tells that storage knows that the version was accepted from here.
+	kept bool
 	// unflushed is what no page has yet.
 	unflushed counts
 	// minutes are the accepted uses of the last hour, sparse.
@@ -154,18 +156,18 @@ func (t *Tracker) hash(s string) uint64 { return maphash.String(t.seed, s) }
 
 func (t *Tracker) shard(keyID string) *shard { return &t.shards[t.hash(keyID)%shardCount] }
 
-// Record counts one verification of a version from a source. It reports
-// whether this was the first that it knows of for the version, and for the
-// source.
-func (t *Tracker) Record(now time.Time, keyID string, number int, source string, accepted bool) (newVersion, newSource bool) {
+// Record counts one verification of a version from a source.
+func (t *Tracker) Record(now time.Time, keyID string, number int, source string, accepted bool) *First {
 	if accepted {
 		return t.Add(now, keyID, number, source, Uses{Accepted: 1})
 	}
 	return t.Add(now, keyID, number, source, Uses{Refused: 1})
 }
 
-// Add counts several verifications at once, the last of them at now.
-func (t *Tracker) Add(now time.Time, keyID string, number int, source string, n Uses) (newVersion, newSource bool) {
+// Add counts several verifications at once, the last of them at now. Where
+// storage may not know yet that the version was accepted from there, it returns
+// what Book.Remember takes, else nil.
+func (t *Tracker) Add(now time.Time, keyID string, number int, source string, n Uses) *First {
 	s := t.shard(keyID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,10 +181,8 @@ func (t *Tracker) Add(now time.Time, keyID string, number int, source string, n 
 		v = r.add(number)
 	}
 	src := v.sources[source]
-	newSource = n.Accepted > 0 && (src == nil || src.Count == 0)
-	newVersion = v.count == 0 && n.Accepted > 0
 	if src == nil {
-		src = t.newSource(r, v, source, n.Accepted > 0)
+		src, source = t.newSource(r, v, source, n.Accepted > 0)
 	}
 	v.count += n.Accepted
 	v.refused += n.Refused
@@ -200,7 +200,43 @@ func (t *Tracker) Add(now time.Time, keyID string, number int, source string, n 
 		s.weight += r.weight - before
 		s.shed()
 	}
-	return newVersion, newSource
+	if n.Accepted == 0 || src.kept {
+		return nil
+	}
+	return &First{KeyID: keyID, Version: number, Source: source, At: now}
+}
+
+// First returns what Add returned for a use that was counted before, nil where
+// storage knows of it.
+func (t *Tracker) First(keyID string, number int, source string) *First {
+	s := t.shard(keyID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok := s.keys.Peek(keyID)
+	if !ok || r.versions[number] == nil {
+		return nil
+	}
+	for _, name := range []string{source, Other} {
+		if src := r.versions[number].sources[name]; src != nil {
+			if src.Count == 0 || src.kept {
+				return nil
+			}
+			return &First{KeyID: keyID, Version: number, Source: name, At: src.LastUsed}
+		}
+	}
+	return nil
+}
+
+// kept notes that storage knows of a first use.
+func (t *Tracker) kept(f *First) {
+	s := t.shard(f.KeyID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r, ok := s.keys.Peek(f.KeyID); ok && r.versions[f.Version] != nil {
+		if src := r.versions[f.Version].sources[f.Source]; src != nil {
+			src.kept = true
+		}
+	}
 }
 
 func (src *Source) add(now time.Time, n Uses) {
@@ -279,8 +315,8 @@ func (v *version) weight() int {
 }
 
 // newSource returns where a source that has no entry of its own is counted,
-// and gives it one while there is room.
-func (t *Tracker) newSource(r *record, v *version, name string, accepted bool) *Source {
+// under which name, and gives it one while there is room.
+func (t *Tracker) newSource(r *record, v *version, name string, accepted bool) (*Source, string) {
 	before := v.weight()
 	defer func() { r.weight += v.weight() - before }()
 	if len(v.sources) >= maxSources {
@@ -294,7 +330,7 @@ func (t *Tracker) newSource(r *record, v *version, name string, accepted bool) *
 		src = &Source{}
 		v.sources[name] = src
 	}
-	return src
+	return src, name
 }
 
 func (v *version) overflowFrom(hash uint64) {

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: MPL-2.0
+
+package usage_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
+)
+
+// answer counts a use, as a verification does before it answers.
+func answer(t *testing.T, tracker *usage.Tracker, b *usage.Book, now time.Time, id string, version int, source string) {
+	t.Helper()
+	if first := tracker.Record(now, id, version, source, true); first != nil {
+		if err := b.Remember(t.Context(), first); err != nil {
+			t.Fatalf("remember: %v", err)
+		}
+	}
+}
+
+func wantLaggard(t *testing.T, what string, b *usage.Book, k *keyring.Key, now time.Time, laggard string) {
+	t.Helper()
+	if v := b.Drained(t.Context(), k, quiet, now)(1); v.Drained || !strings.Contains(v.Why, laggard) {
+		t.Errorf("%s: drained %v: %s", what, v.Drained, v.Why)
+	}
+}
+
+// TestACrashHidesNoSource cuts a flush, with all that came after the one before
+// it, off at each of its storage operations: another process that knows only
+// what is stored does not take the old version for unused, however long it is
+// quiet. That holds for a use of it before, and after, it was superseded.
+func TestACrashHidesNoSource(t *testing.T) {
+	t.Parallel()
+	for _, used := range []time.Duration{-time.Minute, time.Minute} {
+		for _, applied := range []bool{false, true} {
+			for n := 1; ; n++ {
+				what := fmt.Sprintf("used at %s, operation %d, applied %v", used, n, applied)
+				faulty := storetest.NewFaulty(storetest.NewMemory())
+				s := &shelf{Storage: faulty}
+				tracker := usage.New(at(-time.Hour))
+				b := newBook(tracker, s)
+				answer(t, tracker, b, at(-30*time.Minute), "k", 1, "c|eu")
+				flush(t, b, at(-30*time.Minute))
+				answer(t, tracker, b, at(used), "k", 1, "c|us")
+				answer(t, tracker, b, at(used), "other", 1, "c|us")
+				faulty.Inject(storetest.Fault{At: n, Applied: applied, Rest: true})
+				err := b.Flush(t.Context(), at(2*time.Minute), week)
+				hit := faulty.Failed() > 0
+				if hit && !errors.Is(err, storetest.ErrInjected) {
+					t.Fatalf("%s: the flush says %v", what, err)
+				}
+				faulty.Heal()
+				for round := range 3 {
+					tracker = usage.New(at(3 * time.Minute))
+					b = newBook(tracker, s)
+					later := at(time.Duration(round+1) * 100 * time.Hour)
+					answer(t, tracker, b, at(time.Hour), "k", 2, "c|eu")
+					wantLaggard(t, what, b, rolling("k"), later, "us")
+					wantLaggard(t, what, b, rolling("other"), later, "us")
+					flushAll(t, b, s, at(time.Hour))
+					if left, _ := (slips{faulty}).ListPages(t.Context()); len(left) > 0 {
+						t.Fatalf("%s: after a flush there are notes: %v", what, left)
+					}
+					wantLaggard(t, what, b, rolling("k"), later, "us")
+				}
+				answer(t, tracker, b, at(time.Hour), "k", 2, "c|us")
+				if v := b.Drained(t.Context(), rolling("k"), quiet, at(3*time.Hour))(1); !v.Drained {
+					t.Errorf("%s: once all have moved: %s", what, v.Why)
+				}
+				if use, err := b.Read(t.Context(), "k", at(time.Hour)); err != nil || use[1].Sources["c|us"].Count != 1 {
+					t.Errorf("%s: us has used version 1 %d times, %v", what, use[1].Sources["c|us"].Count, err)
+				}
+				if !hit {
+					if n < 3 {
+						t.Fatalf("a flush has %d operations", n-1)
+					}
+					break
+				}
+			}
+		}
+	}
+}
+
+// TestAFirstUseIsStoredOnce and a process that starts anew finds it on the page.
+func TestAFirstUseIsStoredOnce(t *testing.T) {
+	t.Parallel()
+	counting := storetest.NewCounting(storetest.NewMemory())
+	s := &shelf{Storage: counting}
+	tracker := usage.New(start)
+	b := newBook(tracker, s)
+	writes := func(what string, want int) {
+		t.Helper()
+		if got := counting.Total(); got.Writes() != want {
+			t.Errorf("%s: %s", what, got)
+		}
+		counting.Reset()
+	}
+	answer(t, tracker, b, start, "k", 1, "c|eu")
+	writes("a first use", 1)
+	answer(t, tracker, b, start, "k", 1, "c|eu")
+	writes("another one", 0)
+	answer(t, tracker, b, start, "k", 1, "c|us")
+	writes("another source", 1)
+	flush(t, b, start)
+	writes("the flush", 2) // the page, and the note that is over
+	answer(t, tracker, b, at(time.Minute), "k", 1, "c|us")
+	writes("a use after the flush", 0)
+	for i := range 100 {
+		answer(t, tracker, b, at(time.Minute), "k", 2, fmt.Sprintf("c|%d", i))
+	}
+	writes("a hundred sources", 33)
+	tracker = usage.New(at(time.Hour))
+	b = newBook(tracker, s)
+	answer(t, tracker, b, at(time.Hour), "k", 1, "c|us")
+	for i := range 100 {
+		answer(t, tracker, b, at(time.Hour), "k", 2, fmt.Sprintf("c|%d", i))
+	}
+	writes("after a start", 0)
+	wantLaggard(t, "more than are told apart", b, rolling("k"), at(9*time.Hour), "us")
+}
+
+// gate holds writes up until it is opened.
+type gate struct {
+	logical.Storage
+	open chan struct{}
+}
+
+func (g gate) Put(ctx context.Context, entry *logical.StorageEntry) error {
+	<-g.open
+	return g.Storage.Put(ctx, entry)
+}
+
+// TestFirstUsesAreStoredTogether: all that come during a write share the next.
+func TestFirstUsesAreStoredTogether(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const keys = 500
+		counting := storetest.NewCounting(storetest.NewMemory())
+		g := gate{counting, make(chan struct{})}
+		tracker := usage.New(start)
+		b := newBook(tracker, &shelf{Storage: g})
+		id := func(i int) string { return fmt.Sprintf("key%09d", i) }
+		var answered sync.WaitGroup
+		for i := range keys {
+			answered.Go(func() { answer(t, tracker, b, start, id(i), 1, "c|eu") })
+			if i == 0 {
+				synctest.Wait()
+			}
+		}
+		synctest.Wait()
+		close(g.open)
+		answered.Wait()
+		if got := counting.Total(); got.Put != 2 {
+			t.Errorf("%d first uses took %s", keys, got)
+		}
+		restarted := newBook(usage.New(at(time.Hour)), &shelf{Storage: counting})
+		for i := range keys {
+			wantLaggard(t, id(i), restarted, rolling(id(i)), at(100*time.Hour), "eu")
+		}
+	})
+}
+
+// TestStorageThatHangsHoldsNobodyUp for longer than a moment.
+func TestStorageThatHangsHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := gate{storetest.NewMemory(), make(chan struct{})}
+		tracker := usage.New(start)
+		b := newBook(tracker, &shelf{Storage: g})
+		var hanging, answered sync.WaitGroup
+		remember := func(id string) {
+			if err := b.Remember(t.Context(), tracker.Record(start, id, 1, "c|eu", true)); err == nil {
+				t.Errorf("the use of %s is said to be stored", id)
+			}
+		}
+		hanging.Go(func() { _ = b.Remember(t.Context(), tracker.Record(start, "first", 1, "c|eu", true)) })
+		synctest.Wait()
+		for i := range 3 {
+			answered.Go(func() { remember(fmt.Sprint(i)) })
+		}
+		began := time.Now()
+		answered.Wait()
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("it took %s", took)
+		}
+		close(g.open)
+		hanging.Wait()
+	})
+}
+
+// TestClientsGoOnWhereAFirstUseCannotBeStored and the next use stores it.
+func TestClientsGoOnWhereAFirstUseCannotBeStored(t *testing.T) {
+	t.Parallel()
+	faulty := storetest.NewFaulty(storetest.NewMemory())
+	s := &shelf{Storage: faulty}
+	tracker := usage.New(start)
+	b := newBook(tracker, s)
+	faulty.Inject(storetest.Fault{At: 1, Rest: true})
+	if err := b.Remember(t.Context(), tracker.Record(start, "k", 1, "c|us", true)); !errors.Is(err, storetest.ErrInjected) {
+		t.Errorf("remember says %v", err)
+	}
+	faulty.Heal()
+	answer(t, tracker, b, start, "k", 1, "c|us")
+	wantLaggard(t, "after a crash", newBook(usage.New(at(time.Hour)), s), rolling("k"), at(100*time.Hour), "us")
+}
+
+// TestANoteThatCannotBeReadIsNotDrained: whom it would name is not known.
+func TestANoteThatCannotBeReadIsNotDrained(t *testing.T) {
+	t.Parallel()
+	for _, data := range []string{"{", `{"schema": 99, "uses": []}`} {
+		memory := storetest.NewMemory()
+		s := &shelf{Storage: memory}
+		if err := (slips{memory}).PutPage(t.Context(), "0000000000000007", []byte(data)); err != nil {
+			t.Fatal(err)
+		}
+		tracker := usage.New(at(-time.Hour))
+		b := newBook(tracker, s)
+		answer(t, tracker, b, start, "k", 2, "c|eu")
+		wantLaggard(t, data, b, rolling("k"), at(100*time.Hour), "could not be read")
+		flushAll(t, b, s, start)
+		if left := memory.Paths("firstuse/"); len(left) != 1 {
+			t.Errorf("of the notes there are %v", left)
+		}
+	}
+}
+
+// TestADeletedKeyLeavesNoNote for a flush to come back to.
+func TestADeletedKeyLeavesNoNote(t *testing.T) {
+	t.Parallel()
+	memory := storetest.NewMemory()
+	s := &shelf{Storage: memory}
+	tracker := usage.New(start)
+	b := newBook(tracker, s)
+	answer(t, tracker, b, start, "k", 1, "c|eu")
+	b.Forget("k")
+	flushAll(t, b, s, start)
+	if left := memory.Paths("firstuse/"); len(left) > 0 {
+		t.Errorf("there are %v", left)
+	}
+}
