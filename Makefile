@@ -26,7 +26,7 @@ RACE = $$(if command -v "$$(go env CC)" >/dev/null; then echo -race; else echo '
 
 # What the race detector makes take many minutes, or would measure itself: these
 # run without it, and the rest with it.
-NO_RACE := ^(TestEveryCrashAtTheRoutes|TestOperationCountsDoNotGrow|TestAHitCostsLittleMoreThanItsHash)$$
+NO_RACE := ^(TestEveryCrashAtTheRoutes|TestOperationCountsDoNotGrow|TestPagesAgainstATwin|TestAFlushThatIsCutOffLosesOnlyWhatWasNotFlushed|TestWritesAreBoundedAt100000ActiveKeys|TestAHitCostsLittleMoreThanItsHash)$$
 
 TEST_FLAGS ?=
 # Chaos and scale have targets of their own.
@@ -74,7 +74,7 @@ test-short: ## The inner loop: unit tests without the race detector and without 
 .PHONY: unit
 unit: ## Unit tests with the race detector
 	@race=$(RACE); set -x; go test $$race -timeout 20m -skip '$(NO_RACE)' $(TEST_FLAGS) $(UNIT); \
-		go test -timeout 15m -run '$(NO_RACE)' $(TEST_FLAGS) ./backend ./sdk/verifier
+		go test -timeout 15m -run '$(NO_RACE)' $(TEST_FLAGS) ./backend ./backend/internal/usage ./sdk/verifier
 
 .PHONY: e2e
 e2e: ## End-to-end tests on a real Vault; one of them: make e2e E2E_FLAGS='-v -run Name'
