@@ -344,7 +344,7 @@ func (v *verifier) public(name string) Verifier {
 // Accept tells whether a report is new, and remembers it. A report that is
 // too far behind the highest of its boot to be told apart counts as a
 // repetition. through is the time up to which it is complete, zero where that
-// was not said.
+// was not said; what is still to come it cannot tell of.
 func (r *Reports) Accept(name, bootID string, sequence uint64, through, now time.Time, count func()) (fresh bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -358,7 +358,10 @@ func (r *Reports) Accept(name, bootID string, sequence uint64, through, now time
 	if fresh = b.count(sequence); fresh {
 		count() // before anybody can take the report for counted
 	}
-	if through.After(b.Through) {
+	if v.Through.After(now) {
+		v.Through = time.Time{} // the clock went back: this report says it anew
+	}
+	if through = earliest(through, now); through.After(b.Through) || b.Through.After(now) {
 		b.Through = through
 	}
 	if b == v.Boots[len(v.Boots)-1] {
@@ -506,8 +509,8 @@ func (r *Reports) Known(since, now time.Time) (through, from time.Time, why stri
 		if later(v.LastSeen, v.perhaps).Before(since) {
 			return
 		}
-		if v.Through.Before(through) || why != "" && v.Through.Equal(through) && name < slowest {
-			through, slowest, why = v.Through, name, v.behind(name)
+		if reported := v.reported(now); reported.Before(through) || why != "" && reported.Equal(through) && name < slowest {
+			through, slowest, why = reported, name, v.behind(name, now)
 		}
 		from = later(from, v.Since)
 	}
@@ -531,14 +534,26 @@ func (r *Reports) Known(since, now time.Time) (through, from time.Time, why stri
 	return through, from, why
 }
 
+// reported is the time up to which it has reported. One that is still to come
+// was told before the clock went back, and tells nothing of the time until then.
+func (v *verifier) reported(now time.Time) time.Time {
+	if v.Through.After(now) {
+		return time.Time{}
+	}
+	return v.Through
+}
+
 // behind says up to when a verifier has reported.
-func (v *verifier) behind(name string) string {
+func (v *verifier) behind(name string, now time.Time) string {
 	who := "a verifier that is not remembered any more, last heard from at " + v.LastSeen.UTC().Format(time.RFC3339) + ","
 	if name != forgottenName {
 		who = "verifier " + printable(name)
 	}
-	if v.Through.IsZero() {
+	switch {
+	case v.Through.IsZero():
 		return who + " has not reported"
+	case v.Through.After(now):
+		return who + " has not reported since the clock went back"
 	}
 	return who + " has reported only up to " + v.Through.UTC().Format(time.RFC3339)
 }
