@@ -31,6 +31,11 @@ const (
 	Failed Status = "failed"
 )
 
+// WorseThan tells whether s is worse than o. Nothing is better than OnTrack.
+func (s Status) WorseThan(o Status) bool { return s.rank() > o.rank() }
+
+func (s Status) rank() int { return slices.Index([]Status{Stalled, AtRisk, Failed}, s) }
+
 const (
 	// Recent is the time over which traffic is compared.
 	Recent = 30 * time.Minute

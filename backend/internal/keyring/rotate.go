@@ -189,7 +189,7 @@ func (k *Key) supersede(c Cause, p Policy, number, by int, overlap time.Duration
 	v := k.at(number)
 	v.SupersededBy = by
 	v.SupersededTime = c.Now
-	v.Reminded, v.Looked, v.Health = 0, 0, ""
+	v.Reminded, v.Looked, v.Health, v.HealthTime = 0, 0, "", time.Time{}
 	v.RollbackWindow = p.RollbackWindow
 	v.OverlapScopes = slices.Clone(scopes)
 	v.OverlapEnds = c.Now.Add(overlap)

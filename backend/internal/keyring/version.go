@@ -79,6 +79,8 @@ type Version struct {
 	Looked int `json:"looked,omitempty"`
 	// Health is what was last told of the rollover away from this version.
 	Health string `json:"health,omitempty"`
+	// HealthTime is when that was told.
+	HealthTime time.Time `json:"health_time,omitzero"`
 	// StaleBefore are the refused uses after an end that the version had when it
 	// was brought back from that end: those since then are of clients that the
 	// present rollover has left behind.

@@ -267,13 +267,23 @@ func (kp *Keeper) watchEnds(ctx context.Context, before, after *keyring.Key, now
 	return next
 }
 
+// better is how long health must not have changed before it may become better:
+// a twelfth of the overlap, and at most an hour. What changes to and fro is told
+// once in that time; what becomes worse, at once.
+func better(v *keyring.Version) time.Duration {
+	return min(time.Hour, v.OverlapEnds.Sub(v.SupersededTime)/12)
+}
+
 // noteHealth tells of a rollover's health where that has become worse or
 // better than what was told last, which it reports.
 func (kp *Keeper) noteHealth(k *keyring.Key, v *keyring.Version, c keyring.Cause, report health.Report) (changed bool) {
 	if v.Health == string(report.Status) || v.Health == "" && report.Status == health.OnTrack {
 		return false
 	}
-	v.Health = string(report.Status)
+	if !report.Status.WorseThan(health.Status(v.Health)) && c.Now.Before(v.HealthTime.Add(better(v))) {
+		return false
+	}
+	v.Health, v.HealthTime = string(report.Status), c.Now
 	evidence := strings.Join(report.Evidence, "; ")
 	switch report.Status {
 	case health.Stalled:
