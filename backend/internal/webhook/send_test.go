@@ -226,6 +226,28 @@ func TestASlowReceiverTimesOut(t *testing.T) {
 	}
 }
 
+// TestAnAnswerThatNeverEndsHoldsNothingUp for longer than any attempt. Whether
+// its header has come by then, and so the event, is up to the network.
+func TestAnAnswerThatNeverEndsHoldsNothingUp(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	there := make(chan struct{})
+	rc := newReceiver(t, r.clock, func(_ int, _ request, w http.ResponseWriter, q *http.Request) {
+		_, _ = w.Write([]byte("a little"))
+		_ = http.NewResponseController(w).Flush()
+		close(there)
+		<-q.Context().Done()
+	})
+	r.hook("ops", rc.URL)
+	r.enqueue(event("k1", 1))
+	<-there
+	r.clock.Advance(attemptTimeout)
+	r.quiet()
+	if log := r.status("ops").Log; len(log) != 1 || log[0].Duration != attemptTimeout || !log[0].Delivered() && log[0].Failure != FailureTimeout {
+		t.Errorf("%+v", log)
+	}
+}
+
 // names is a Resolver that gives one answer after the other, the last one for
 // ever.
 type names struct {
