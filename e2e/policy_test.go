@@ -80,6 +80,7 @@ func everyRequest(leasedID string) []request {
 		{"POST", "lookup", map[string]any{"key_ids": []any{leasedID}}, "lookup", []string{"verifier"}},
 		{"LIST", "verifiers", nil, "verifiers/", []string{"operator"}},
 		{"GET", "verifiers/eu-1", nil, "verifiers/{id}", []string{"operator"}},
+		{"GET", "verifiers/eu/1", nil, "verifiers/{id}", []string{"operator"}},
 		{"POST", "usage", map[string]any{"verifier": "eu-1", "boot": "1", "sequence": 1}, "usage", []string{"verifier"}},
 		{"GET", "usage/acme", nil, "usage/{name}", []string{"operator", "rotator"}},
 		{"POST", "confirm/acme", map[string]any{"version": 1, "instance": "eu-1"}, "confirm/{name}", []string{"client"}},

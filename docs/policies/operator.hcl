@@ -62,11 +62,12 @@ path "apikeys/rollovers" {
 path "apikeys/rollovers/+" {
   capabilities = ["read"]
 }
-# Which verifiers are at work, and how far each has followed.
+# Which verifiers are at work, and how far each has followed. A verifier may have
+# a name with slashes, such as eu/1.
 path "apikeys/verifiers" {
   capabilities = ["list"]
 }
-path "apikeys/verifiers/+" {
+path "apikeys/verifiers/*" {
   capabilities = ["read"]
 }
 
