@@ -35,12 +35,7 @@ func newCache(size int) *cache {
 // outlives the verifier.
 func inline(f func()) { f() }
 
-// get returns an entry. It takes no lock.
-func (c *cache) get(id *keyID) *entry {
-	return c.index.get(id)
-}
-
-// find is get, for those who do not hurry.
+// find returns an entry, for those who do not hurry.
 func (c *cache) find(id keyID) *entry {
 	e, _ := c.bounded.GetIfPresent(id)
 	return e
@@ -56,14 +51,24 @@ func (c *cache) peek(id keyID) *entry {
 
 // touch tells that an entry was used lately.
 func (c *cache) touch(e *entry, now tick) {
-	if tick(e.touched.Swap(uint32(now))) != now {
+	if last := e.touched.Load(); now >= tick(last)+touchEvery && e.touched.CompareAndSwap(last, uint32(now)) {
 		c.bounded.GetIfPresent(e.id)
 	}
 }
 
+// put caches an entry. One that is stale is not accepted, and only there for
+// what it knows of imported versions.
 func (c *cache) put(e *entry) {
-	c.index.put(e)
-	c.bounded.Set(e.id, e)
+	if !e.stale.Load() {
+		c.index.put(e)
+	}
+	c.bounded.Set(e.id, e) // which removes the one before from the index
+}
+
+// outdate has an entry accepted no more.
+func (c *cache) outdate(e *entry) {
+	e.stale.Store(true)
+	c.index.remove(e)
 }
 
 func (c *cache) remove(id keyID) { c.bounded.Invalidate(id) }

@@ -38,7 +38,7 @@
 //
 // # What it holds
 //
-// The cache holds CacheSize keys, of about 800 bytes each: digests, deadlines,
+// The cache holds CacheSize keys, of about 900 bytes each: digests, deadlines,
 // scopes and the rest of the record, never a key, nor a part of one. What
 // strangers can send is bounded: keys that are nobody's (20,000 digests),
 // questions that wait (5,000), and how many of them a second are asked. Keys
@@ -46,8 +46,8 @@
 //
 // # Use
 //
-// Accepted uses are counted by key, version and source without a lock, refused
-// ones of known versions beside them, and reported each ReportInterval. A report
+// Accepted uses are counted by key, version and source, refused ones of known
+// versions beside them, and reported each ReportInterval. A report
 // that fails is sent again as it was; what comes after it adds up, by at most
 // MaxUnreported kinds of use. Beyond that sources are merged, then uses are
 // lost, which the next report tells by a new boot. What is reported as complete

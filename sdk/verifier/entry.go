@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -47,49 +48,79 @@ func (w *words) equal(o *words) bool {
 
 // entry is what the cache keeps of a key: its record, and what decides about
 // the versions that may be accepted, ready to use. Nothing in it changes, but
-// that it may become stale, and the counts.
-//
-// It takes three cache lines, which processors fetch at once; the first holds
-// what decides about the key's current version.
+// that it may become stale, and the counts. The index has a copy of what a hit
+// reads; what counting reads and writes lies in the first cache line.
 type entry struct {
 	id keyID
-	// stale is set once the feed names the key.
+	// stale is set once the feed names the key; the index then has it no more.
 	stale atomic.Bool
-	first version
-	more  *[]version
-
-	record *record.Record
-	role   *roleMark
+	// touched is the tick in which the cache was told of a use.
+	touched atomic.Uint32
+	first   version
+	more    *[]version
+	role    *roleMark
+	record  *record.Record
 	// ranges are the addresses that key and role are bound to; nil if none.
 	ranges *[2][]netip.Prefix
-	// generation and seq are the place in the feed that the record is as new
-	// as; fetched is when it was asked for.
-	generation uint32
-	touched    atomic.Uint32 // when the cache was told of a use, in ticks
-	seq        uint64
+	age    age
+	// seq is the place in the feed that the record is as new as.
+	seq uint64
+	_   [2]uint64
 }
 
 // version is one that may be accepted.
 type version struct {
+	counter
 	digest words
 	// until is when it must be looked at more closely, in Unix nanoseconds.
-	until int64
-	counter
-	fetched tick // when the record was asked for; it lies here where there is room
-	state   record.State
-	scopes  []string
+	until  int64
+	scopes *[]string
+	state  record.State
 }
 
+// age is the generation of the feed that a record belongs to, and when it was
+// asked for.
+type age uint64
+
+func newAge(generation uint32, fetched tick) age { return age(generation)<<32 | age(fetched) }
+
+func (a age) generation() uint32 { return uint32(a >> 32) }
+func (a age) fetched() tick      { return tick(a) } //nolint:gosec // the lower half
+
 // roleMark holds the seq of the last change of a role's limits in the present
-// epoch. All entries of its keys share it, and its name.
+// epoch. All entries of its keys share it, its name, and their scopes.
 type roleMark struct {
 	changed atomic.Uint64
 	name    string
+	scopes  []*[]string
+}
+
+// maxShared bounds the lists of scopes that the keys of a role share. Others
+// are their own, and take a hit another read of memory.
+const maxShared = 16
+
+// share returns the list that stands for scopes. The caller holds v.records.
+func (m *roleMark) share(scopes []string) *[]string {
+	for _, known := range m.scopes {
+		if slices.Equal(*known, scopes) {
+			return known
+		}
+	}
+	if len(m.scopes) < maxShared {
+		m.scopes = append(m.scopes, &scopes)
+	}
+	return &scopes
+}
+
+// current tells whether a record of this age is as new as what the feed has
+// told of its role and of everything.
+func (f *feedState) current(a age, role *roleMark, seq uint64) bool {
+	return a.generation() == f.generation && a.fetched() >= f.oldest && role.changed.Load() <= seq
 }
 
 // usable tells whether the entry is as new as what the feed has told.
 func (e *entry) usable(f *feedState) bool {
-	return e.generation == f.generation && e.first.fetched >= f.oldest && !e.stale.Load() && e.role.changed.Load() <= e.seq
+	return f.current(e.age, e.role, e.seq) && !e.stale.Load()
 }
 
 // find returns the version with this digest. It compares all of them.
@@ -108,12 +139,12 @@ func (e *entry) find(w *words) *version {
 	return found
 }
 
-// allowed tells whether the address may present the key.
-func (e *entry) allowed(ip netip.Addr) bool {
-	if e.ranges == nil {
+// allowed tells whether the address lies in the ranges of key and role.
+func allowed(both *[2][]netip.Prefix, ip netip.Addr) bool {
+	if both == nil {
 		return true
 	}
-	for _, ranges := range e.ranges {
+	for _, ranges := range both {
 		if ranges == nil {
 			continue
 		}
@@ -156,7 +187,7 @@ const maxVersions = 10_000
 // accepted: what is refused is asked for each time. It takes the digests of
 // imported versions, which are told only to those who present them, from the
 // entry before.
-func newEntry(r *record.Record, former *entry) *entry {
+func newEntry(r *record.Record, role *roleMark, former *entry) *entry {
 	if !r.Enabled || r.Deleted {
 		return nil
 	}
@@ -177,7 +208,10 @@ func newEntry(r *record.Record, former *entry) *entry {
 	if len(kept.Versions) == 0 {
 		return nil
 	}
-	e := &entry{id: id, record: &kept}
+	kept.Role = role.name
+	shared := role.share(kept.Scopes)
+	kept.Scopes = *shared
+	e := &entry{id: id, record: &kept, role: role}
 	if len(r.BoundCIDRs)+len(r.RoleBoundCIDRs) > 0 {
 		e.ranges = new([2][]netip.Prefix)
 		e.ranges[0], e.ranges[1] = rangesOf(r.BoundCIDRs), rangesOf(r.RoleBoundCIDRs)
@@ -193,9 +227,9 @@ func newEntry(r *record.Record, former *entry) *entry {
 		if i > 0 {
 			into = &(*e.more)[i-1]
 		}
-		into.digest, into.until, into.scopes = wordsOf(&v.Digest), closerLook(&kept, v), kept.Scopes
+		into.digest, into.until, into.scopes = wordsOf(&v.Digest), closerLook(&kept, v), shared
 		if v.Scopes != nil {
-			into.scopes = *v.Scopes
+			into.scopes = v.Scopes
 		}
 		into.in, into.of, into.state = e, v, v.State
 	}

@@ -213,8 +213,8 @@ func (v *Verifier) apply(f *feedState, a *SyncAnswer, sent, received mono) {
 		for _, text := range a.Changed {
 			id, _ := parseID(text)
 			v.changes.add(id, a.Seq)
-			if e := v.cache.peek(id); e != nil && (e.generation != next.generation || e.seq < a.Seq) {
-				e.stale.Store(true)
+			if e := v.cache.peek(id); e != nil && (e.age.generation() != next.generation || e.seq < a.Seq) {
+				v.cache.outdate(e)
 				again = append(again, id)
 			}
 		}
@@ -239,9 +239,10 @@ func (v *Verifier) apply(f *feedState, a *SyncAnswer, sent, received mono) {
 // inUse returns the keys that have just been used. After a reset they are
 // fetched together, before each of their next uses would.
 func (v *Verifier) inUse(now mono) []keyID {
+	v.usage.settle()
 	var ids []keyID
 	for e := range v.cache.index.part(0, 1) {
-		if last := tick(e.first.last.Load()); last > 0 && last+usedLately >= now.tick() {
+		if last := e.lastUse(); last > 0 && last+usedLately >= now.tick() {
 			if ids = append(ids, e.id); len(ids) == knownQueue/2 {
 				break
 			}

@@ -16,7 +16,7 @@ func TestAResetLeavesTheMarksOfBefore(t *testing.T) {
 	}
 	now := time.Now()
 	v.apply(v.feed.Load(), &SyncAnswer{Epoch: "e", Seq: 1, Now: now, Reset: true}, 0, 0)
-	e := &entry{generation: 1, seq: 1, role: v.role("trading")}
+	e := &entry{age: newAge(1, 0), seq: 1, role: v.role("trading")}
 	v.apply(v.feed.Load(), &SyncAnswer{Epoch: "e", Seq: 2, Now: now, Roles: []string{"trading"}}, 0, 0)
 	held := v.feed.Load()
 	if e.usable(held) {

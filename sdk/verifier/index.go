@@ -7,114 +7,229 @@ import (
 	"iter"
 	"math/bits"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"sync/atomic"
+	"unsafe"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
 
 const (
 	bucketSlots = 7
-	// perBucket is how many entries a bucket holds at most on average; with a
-	// power of two of buckets it is half of that at the least.
-	perBucket = 4
-	// probes bounds how many buckets an entry may lie in. What finds no place
-	// is found by the cache behind the index, only more slowly.
-	probes = 8
-	// passed marks a bucket that entries had to pass: it is never taken back.
+	// perBucket is how many keys a bucket holds on average when the cache is
+	// full.
+	perBucket = 5
+	// probes bounds how many buckets a key may lie in. What finds no place is
+	// found by the cache behind the index, only more slowly.
+	probes = 16
+	// passed marks a bucket that keys had to pass: it is never taken back.
 	passed = 0xff << (8 * bucketSlots)
 	ones   = 0x0101010101010101
 	highs  = 0x8080808080808080
 )
 
-// index finds entries by id with two reads of memory: of a bucket, which is a
-// cache line, and of the entry. Readers take no lock. What is not found may
-// have been moving: the cache knows.
+// index has what decides about the keys that can be accepted, in one block of
+// memory. Most keys lie in the first slot where they are looked for, so that a
+// hit waits for memory once. Readers take no lock. What is not found may be
+// about to move: the cache knows.
 type index struct {
-	seed    [2]uint64
-	mask    uint64
-	buckets []bucket
+	seed [2]uint64
+	// tags are those of a bucket each: a byte of the hash of each key, 0 for an
+	// empty slot, and in the highest byte whether other keys passed on to the
+	// next bucket.
+	tags  []atomic.Uint64
+	slots []slot
 
 	mu sync.Mutex // of writers
 }
 
-// bucket has a byte of the hash of each entry in tags, 0 for an empty slot, and
-// in the highest byte whether other entries passed on to the next bucket.
-type bucket struct {
-	tags  atomic.Uint64
-	slots [bucketSlots]atomic.Pointer[entry]
+// slot is what a hit reads of a key, in two cache lines that are fetched
+// together. It only points to the entry, which is not read.
+type slot struct {
+	turn   atomic.Uint32 // odd while a writer is at work
+	state  atomic.Uint32
+	digest [4]atomic.Uint64 // of the current version
+	until  atomic.Int64
+	age    atomic.Uint64
+	seq    atomic.Uint64
+
+	entry  atomic.Pointer[entry]
+	role   atomic.Pointer[roleMark]
+	record atomic.Pointer[record.Record]
+	of     atomic.Pointer[record.Version]
+	scopes atomic.Pointer[[]string]
+	ranges atomic.Pointer[[2][]netip.Prefix]
+	more   atomic.Pointer[[]version]
+	_      uint64
+}
+
+// held is what a slot held at one moment, about the version that was presented.
+type held struct {
+	version *version // to be counted, and not read
+	record  *record.Record
+	of      *record.Version
+	role    *roleMark
+	ranges  *[2][]netip.Prefix
+	scopes  *[]string
+	until   int64
+	age     age
+	seq     uint64
+	state   record.State
 }
 
 func newIndex(size int) *index {
-	n := uint64(1)
-	for n*perBucket < uint64(max(size, 1)) {
-		n *= 2
-	}
-	return &index{seed: [2]uint64{rand.Uint64(), rand.Uint64()}, mask: n - 1, buckets: make([]bucket, n)} //nolint:gosec // nobody but the engine chooses what is cached
+	n := max(size, 1)/perBucket + 1
+	x := &index{seed: [2]uint64{rand.Uint64(), rand.Uint64()}, tags: make([]atomic.Uint64, n), slots: make([]slot, n*bucketSlots)} //nolint:gosec // nobody but the engine chooses what is cached
+	inHugePages(x.slots)
+	return x
 }
 
-// place returns the first bucket of an id, and its tag, which is not 0.
-func (x *index) place(id *keyID) (home, tag uint64) {
+// place is where a key is looked for: in its first slot, then wherever its tag
+// is, in the bucket that is its home and those after it.
+type place struct{ home, first, tag uint64 }
+
+func (x *index) place(id *keyID) place {
 	low := binary.LittleEndian.Uint64(id[:])
 	high := uint64(binary.LittleEndian.Uint32(id[8:]))
 	h1, l1 := bits.Mul64(low^x.seed[0], high^x.seed[1])
 	h2, l2 := bits.Mul64(h1^l1^low, 0x9e3779b97f4a7c15)
 	h := h2 ^ l2
-	return h & x.mask, h>>56 | 1
+	home, _ := bits.Mul64(h, uint64(len(x.tags)))
+	return place{home: home, first: (h >> 8 & 0xff) * bucketSlots >> 8, tag: h&0xff | 1}
 }
 
-func (x *index) get(id *keyID) *entry {
-	home, tag := x.place(id)
-	for i := range uint64(probes) {
-		b := &x.buckets[(home+i)&x.mask]
-		tags := b.tags.Load()
-		// A byte of differences is zero where the tag is the same; a byte above
-		// such a one may look so, too.
-		differences := tags ^ tag*ones
-		for same := (differences - ones) & ^differences & highs &^ passed; same != 0; same &= same - 1 {
-			if e := b.slots[bits.TrailingZeros64(same)/8].Load(); e != nil && e.id == *id {
-				return e
+// candidates are the slots of a bucket whose tag is that of p, as a bit in the
+// byte of each. One above another may only look so.
+func (p place) candidates(tags uint64) uint64 {
+	differences := tags ^ p.tag*ones
+	return (differences - ones) & ^differences & highs &^ passed
+}
+
+// slot is the one that the lowest candidate stands for.
+func (x *index) slot(bucket, candidates uint64) *slot {
+	return &x.slots[bucket*bucketSlots+uint64(bits.TrailingZeros64(candidates))/8] //nolint:gosec // it is not negative
+}
+
+func (x *index) first(p place) *slot { return &x.slots[p.home*bucketSlots+p.first] }
+
+func (x *index) after(bucket uint64) uint64 {
+	if bucket++; bucket < uint64(len(x.tags)) {
+		return bucket
+	}
+	return 0
+}
+
+// approach has the memory that find will read on its way.
+func (x *index) approach(p place) {
+	prefetch(unsafe.Pointer(x.first(p))) //nolint:gosec // an address, of which nothing is read
+	if c := p.candidates(x.tags[p.home].Load()); c != 0 {
+		prefetch(unsafe.Pointer(x.slot(p.home, c))) //nolint:gosec // the same
+	}
+}
+
+// find tells in h of the version with this digest, where it is in the index.
+func (x *index) find(p place, w *words, h *held) bool {
+	if x.first(p).read(w, h) {
+		return true
+	}
+	bucket := p.home
+	for range probes {
+		tags := x.tags[bucket].Load()
+		for c := p.candidates(tags); c != 0; c &= c - 1 {
+			if x.slot(bucket, c).read(w, h) {
+				return true
 			}
 		}
 		if tags < passed {
-			return nil
+			return false
+		}
+		bucket = x.after(bucket)
+	}
+	return false
+}
+
+// read tells in h of the version with this digest, if it is here. It compares
+// all digests that are.
+func (s *slot) read(w *words, h *held) bool {
+	turn := s.turn.Load()
+	current := words{s.digest[0].Load(), s.digest[1].Load(), s.digest[2].Load(), s.digest[3].Load()}
+	h.state, h.until, h.age, h.seq = record.State(s.state.Load()), s.until.Load(), age(s.age.Load()), s.seq.Load() //nolint:gosec // it was one
+	e, more := s.entry.Load(), s.more.Load()
+	h.record, h.of, h.role, h.scopes, h.ranges = s.record.Load(), s.of.Load(), s.role.Load(), s.scopes.Load(), s.ranges.Load()
+	if e == nil || turn%2 != 0 || s.turn.Load() != turn {
+		return false
+	}
+	found := current.equal(w)
+	h.version = &e.first
+	if more != nil {
+		for i := range *more {
+			if v := &(*more)[i]; v.digest.equal(w) {
+				found = true
+				h.version, h.of, h.scopes, h.until, h.state = v, v.of, v.scopes, v.until, v.state
+			}
 		}
 	}
-	return nil
+	return found
+}
+
+// write has the slot hold e, or nothing if it is nil. The caller locks.
+func (s *slot) write(e *entry) {
+	if e == nil {
+		e = &entry{}
+	}
+	v := &e.first
+	s.turn.Add(1)
+	for i := range s.digest {
+		s.digest[i].Store(v.digest[i])
+	}
+	s.state.Store(uint32(v.state))
+	s.until.Store(v.until)
+	s.age.Store(uint64(e.age))
+	s.seq.Store(e.seq)
+	s.entry.Store(v.in)
+	s.role.Store(e.role)
+	s.record.Store(e.record)
+	s.of.Store(v.of)
+	s.scopes.Store(v.scopes)
+	s.ranges.Store(e.ranges)
+	s.more.Store(e.more)
+	s.turn.Add(1)
 }
 
 // part goes through one of so many parts of the entries.
 func (x *index) part(i, of int) iter.Seq[*entry] {
-	n := len(x.buckets)
+	n := len(x.slots)
 	return func(yield func(*entry) bool) {
-		for b := n * i / of; b < n*(i+1)/of; b++ {
-			for j := range x.buckets[b].slots {
-				if e := x.buckets[b].slots[j].Load(); e != nil && !yield(e) {
-					return
-				}
+		for j := n * i / of; j < n*(i+1)/of; j++ {
+			if e := x.slots[j].entry.Load(); e != nil && !yield(e) {
+				return
 			}
 		}
 	}
 }
 
-// put adds an entry, or puts it in the place of that with the same id.
+// put adds an entry, or puts it in the place of that of the same key.
 func (x *index) put(e *entry) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	home, tag := x.place(&e.id)
-	if slot, _, _ := x.find(home, tag, func(old *entry) bool { return old.id == e.id }); slot != nil {
-		slot.Store(e)
+	p := x.place(&e.id)
+	if bucket, c := x.where(p, func(old *entry) bool { return old.id == e.id }); c != 0 {
+		x.slot(bucket, c).write(e)
 		return
 	}
-	for i := range uint64(probes) {
-		b := &x.buckets[(home+i)&x.mask]
-		tags := b.tags.Load()
-		for j := range bucketSlots {
-			if tags>>(8*j)&0xff == 0 {
-				b.slots[j].Store(e)
-				b.tags.Store(tags | tag<<(8*j))
+	bucket := p.home
+	for range probes {
+		tags := x.tags[bucket].Load()
+		for i := range uint64(bucketSlots) {
+			if j := (p.first + i) % bucketSlots; tags>>(8*j)&0xff == 0 {
+				x.slots[bucket*bucketSlots+j].write(e)
+				x.tags[bucket].Store(tags | p.tag<<(8*j))
 				return
 			}
 		}
-		b.tags.Store(tags | passed)
+		x.tags[bucket].Store(tags | passed)
+		bucket = x.after(bucket)
 	}
 }
 
@@ -122,28 +237,28 @@ func (x *index) put(e *entry) {
 func (x *index) remove(e *entry) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	home, tag := x.place(&e.id)
-	if slot, b, j := x.find(home, tag, func(old *entry) bool { return old == e }); slot != nil {
-		b.tags.Store(b.tags.Load() &^ (0xff << (8 * j)))
-		slot.Store(nil)
+	bucket, c := x.where(x.place(&e.id), func(old *entry) bool { return old == e })
+	if c != 0 {
+		x.tags[bucket].Store(x.tags[bucket].Load() &^ (0xff << (bits.TrailingZeros64(c) - 7)))
+		x.slot(bucket, c).write(nil)
 	}
 }
 
-// find returns the slot with this tag that holds what is wanted.
-func (x *index) find(home, tag uint64, want func(*entry) bool) (slot *atomic.Pointer[entry], in *bucket, at int) {
-	for i := range uint64(probes) {
-		b := &x.buckets[(home+i)&x.mask]
-		tags := b.tags.Load()
-		for j := range bucketSlots {
-			if tags>>(8*j)&0xff == tag {
-				if e := b.slots[j].Load(); e != nil && want(e) {
-					return &b.slots[j], b, j
-				}
+// where is the slot that holds what is wanted, as a bucket and a candidate of
+// it; no candidate if there is none. The caller locks.
+func (x *index) where(p place, want func(*entry) bool) (bucket, candidate uint64) {
+	bucket = p.home
+	for range probes {
+		tags := x.tags[bucket].Load()
+		for c := p.candidates(tags); c != 0; c &= c - 1 {
+			if e := x.slot(bucket, c).entry.Load(); e != nil && want(e) {
+				return bucket, c & -c
 			}
 		}
 		if tags < passed {
 			break
 		}
+		bucket = x.after(bucket)
 	}
-	return nil, nil, 0
+	return bucket, 0
 }

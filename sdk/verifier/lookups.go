@@ -372,24 +372,22 @@ func (v *Verifier) takeIn(a *LookupAnswer, sent mono) (*answered, error) {
 // v.records.
 func (v *Verifier) keep(f *feedState, id keyID, r *record.Record, generation uint32, seq uint64, sent mono) {
 	former := v.cache.peek(id)
-	if former != nil && former.generation == generation && former.generation == f.generation &&
-		(former.seq > seq || former.seq == seq && former.first.fetched > sent.tick()) {
+	current := former != nil && former.age.generation() == f.generation
+	if current && generation == f.generation && (former.seq > seq || former.seq == seq && former.age.fetched() > sent.tick()) {
 		return
 	}
-	if former != nil && former.generation == f.generation && generation != f.generation {
+	if current && generation != f.generation {
 		return // of an epoch that is over, or has not begun for the feed
 	}
-	e := newEntry(r, former)
+	e := newEntry(r, v.role(r.Role), former)
 	if e == nil {
 		if former != nil {
 			v.cache.remove(id)
 		}
 		return
 	}
-	e.generation, e.seq, e.first.fetched = generation, seq, sent.tick()
+	e.age, e.seq = newAge(generation, sent.tick()), seq
 	e.touched.Store(uint32(sent.tick()))
-	e.role = v.role(r.Role)
-	e.record.Role = e.role.name
 	e.stale.Store(v.changes.changedAfter(id, seq))
 	v.cache.put(e)
 	if r.Imported {
@@ -404,7 +402,7 @@ func (v *Verifier) keep(f *feedState, id keyID, r *record.Record, generation uin
 // drop forgets a key that is no more, unless what is cached is newer. The
 // caller holds v.records.
 func (v *Verifier) drop(id keyID, a *LookupAnswer) {
-	if e := v.cache.peek(id); e != nil && (e.seq <= a.Seq || e.generation != v.feed.Load().generation) {
+	if e := v.cache.peek(id); e != nil && (e.seq <= a.Seq || e.age.generation() != v.feed.Load().generation) {
 		v.cache.remove(id)
 	}
 }

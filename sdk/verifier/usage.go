@@ -30,11 +30,9 @@ const (
 	// maxSources bounds the sources that one version is counted under; further
 	// ones count under the Source of the Config.
 	maxSources = 32
-	// contention is after about how many collisions a count is spread.
-	contention = 16
-	// maxSpread bounds the counts that are: each takes a cache line per core.
-	maxSpread = 1024
-	cacheLine = 64
+	// stripeUses is how many uses are counted at once.
+	stripeUses = 128
+	cacheLine  = 64
 )
 
 // useKey is what uses are counted by.
@@ -49,19 +47,18 @@ type use struct {
 	last           mono
 }
 
-// counter counts the uses of one version without a lock. It lies in the entry
-// of its key; entries that are evicted live on until their counts are drained.
+// counter counts the uses of one version. It lies in the entry of its key;
+// entries that are evicted live on until their counts are drained.
 type counter struct {
-	n      atomic.Uint64
-	spread atomic.Pointer[spread]
 	// last is the tick of the last use.
 	last atomic.Uint32
 	// listed tells that it is in the list of what is to be drained.
 	listed  atomic.Bool
+	n       atomic.Uint64
+	sources atomic.Pointer[sources]
 	next    *counter
 	in      *entry
 	of      *record.Version
-	sources atomic.Pointer[sources]
 }
 
 // sources are the counters of the sources that Checks named, or, for one of
@@ -71,52 +68,30 @@ type sources struct {
 	others []*counter
 }
 
-// spread is a count that several cores add to at once.
-type spread struct {
-	mask  uint32
-	lines []paddedCount
-	hand  sync.Pool // of *uint32: each core tends to get its own
-	turn  atomic.Uint32
+// stripe holds uses that are not counted yet. Each core tends to have its own,
+// so that a hit writes nothing that another core writes, and nothing far away.
+type stripe struct {
+	mu   sync.Mutex
+	n    int
+	uses [stripeUses]oneUse
+	_    [cacheLine - 16]byte
 }
 
-type paddedCount struct {
-	n atomic.Uint64
-	_ [cacheLine - 8]byte
-}
-
-func newSpread() *spread {
-	n := uint32(1)
-	for int(n) < runtime.GOMAXPROCS(0) && n < 64 {
-		n *= 2
-	}
-	s := &spread{mask: n - 1, lines: make([]paddedCount, n)}
-	s.hand.New = func() any { line := s.turn.Add(1); return &line }
-	return s
-}
-
-func (s *spread) add() {
-	line, _ := s.hand.Get().(*uint32)
-	s.lines[*line&s.mask].n.Add(1)
-	s.hand.Put(line)
-}
-
-// drain takes what was counted.
-func (c *counter) drain() uint64 {
-	n := c.n.Swap(0)
-	if s := c.spread.Load(); s != nil {
-		for i := range s.lines {
-			n += s.lines[i].n.Swap(0)
-		}
-	}
-	return n
+type oneUse struct {
+	of     *version
+	source string // empty for that of the Config
+	at     tick
 }
 
 // usage counts uses and reports them.
 type usage struct {
-	v *Verifier
-	// lists are the counters that were used since the last drain.
-	lists  [64]usedList
-	spread atomic.Int32
+	v       *Verifier
+	stripes []stripe
+	hands   sync.Pool // of *stripe
+	turn    atomic.Uint32
+	// listed are the counters that were used since the last drain.
+	listed atomic.Pointer[counter]
+	length atomic.Int64
 	full   chan struct{}
 
 	mu      sync.Mutex
@@ -135,14 +110,10 @@ type usage struct {
 	refused  uint64 // the sequence of the report that the engine refused last
 }
 
-type usedList struct {
-	head   atomic.Pointer[counter]
-	length atomic.Int64
-	_      [cacheLine - 16]byte
-}
-
 func newUsage(v *Verifier) *usage {
-	return &usage{v: v, pending: map[useKey]use{}, boot: newBoot(), full: make(chan struct{}, 1)}
+	u := &usage{v: v, pending: map[useKey]use{}, boot: newBoot(), full: make(chan struct{}, 1), stripes: make([]stripe, 2*min(runtime.GOMAXPROCS(0), 64))}
+	u.hands.New = func() any { return &u.stripes[int(u.turn.Add(1))%len(u.stripes)] }
+	return u
 }
 
 func newBoot() string {
@@ -157,27 +128,65 @@ func (u *usage) bootID() string {
 	return u.boot
 }
 
-// used counts an accepted use. It takes no lock and allocates nothing, but for
-// the first use at a source.
+// used notes an accepted use. It allocates nothing, but for the first use at a
+// source.
 func (u *usage) used(v *version, source string, now mono) {
-	c := &v.counter
-	if source != "" && source != u.v.config.Source {
-		c = c.at(source)
+	if source == u.v.config.Source {
+		source = ""
 	}
-	if s := c.spread.Load(); s != nil {
-		s.add()
-	} else if n := c.n.Load(); !c.n.CompareAndSwap(n, n+1) {
-		c.n.Add(1)
-		if n%contention == 0 {
-			u.spreadOut(c)
+	s, _ := u.hands.Get().(*stripe)
+	s.mu.Lock()
+	s.uses[s.n] = oneUse{v, source, now.tick()}
+	if s.n++; s.n == stripeUses {
+		u.count(s)
+	}
+	s.mu.Unlock()
+	u.hands.Put(s)
+}
+
+// settle counts all uses that were noted.
+func (u *usage) settle() {
+	for i := range u.stripes {
+		s := &u.stripes[i]
+		s.mu.Lock()
+		u.count(s)
+		s.mu.Unlock()
+	}
+}
+
+// count counts what a stripe holds. The caller locks the stripe.
+func (u *usage) count(s *stripe) {
+	uses := s.uses[:s.n]
+	// All are read first: these reads wait for memory together, and atomic
+	// additions would one after the other.
+	for i := range uses {
+		uses[i].of.n.Load()
+	}
+	var listed *counter
+	fresh := 0
+	for len(uses) > 0 {
+		one, n := uses[0], 1
+		for n < len(uses) && uses[n] == one {
+			n++
 		}
+		uses = uses[n:]
+		c := &one.of.counter
+		if one.source != "" {
+			c = c.at(one.source)
+		}
+		c.n.Add(uint64(n))
+		if tick(c.last.Load()) < one.at {
+			c.last.Store(uint32(one.at))
+		}
+		if !c.listed.Load() && !c.listed.Swap(true) {
+			c.next, listed = listed, c
+			fresh++
+		}
+		u.v.cache.touch(c.in, one.at)
 	}
-	if t := now.tick(); tick(c.last.Load()) != t {
-		c.last.Store(uint32(t))
-	}
-	if !c.listed.Load() {
-		u.list(c)
-	}
+	u.list(listed, fresh)
+	clear(s.uses[:s.n]) // they keep nothing alive
+	s.n = 0
 }
 
 // at returns the counter of a source.
@@ -204,31 +213,44 @@ func (c *counter) at(source string) *counter {
 	}
 }
 
-// spreadOut gives a count that several cores add to a cache line for each.
-func (u *usage) spreadOut(c *counter) {
-	if u.spread.Load() >= maxSpread {
-		return
+// lastUse is the tick of the last use that was counted of any version.
+func (e *entry) lastUse() tick {
+	last := e.first.lastUse()
+	if e.more != nil {
+		for i := range *e.more {
+			last = max(last, (*e.more)[i].lastUse())
+		}
 	}
-	if s := newSpread(); c.spread.CompareAndSwap(nil, s) {
-		u.spread.Add(1)
-		runtime.AddCleanup(s, func(n *atomic.Int32) { n.Add(-1) }, &u.spread)
-	}
+	return last
 }
 
-// list has a counter drained.
-func (u *usage) list(c *counter) {
-	if c.listed.Swap(true) {
+func (c *counter) lastUse() tick {
+	last := tick(c.last.Load())
+	if s := c.sources.Load(); s != nil {
+		for _, other := range s.others {
+			last = max(last, other.lastUse())
+		}
+	}
+	return last
+}
+
+// list has so many counters drained, which follow each other from c.
+func (u *usage) list(c *counter, n int) {
+	if c == nil {
 		return
 	}
-	list := &u.lists[c.in.id[0]%byte(len(u.lists))]
+	end := c
+	for end.next != nil {
+		end = end.next
+	}
 	for {
-		head := list.head.Load()
-		c.next = head
-		if list.head.CompareAndSwap(head, c) {
+		head := u.listed.Load()
+		end.next = head
+		if u.listed.CompareAndSwap(head, c) {
 			break
 		}
 	}
-	if list.length.Add(1) > int64(u.v.config.MaxUnreported/len(u.lists)) {
+	if u.length.Add(int64(n)) > int64(u.v.config.MaxUnreported) {
 		select {
 		case u.full <- struct{}{}:
 		default:
@@ -269,29 +291,27 @@ func (u *usage) put(k useKey, more use) {
 	u.pending[k] = p
 }
 
-// collect takes in what was counted without a lock.
+// collect takes in what was counted.
 func (u *usage) collect() {
+	u.settle()
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	for i := range u.lists {
-		c := u.lists[i].head.Swap(nil)
-		for c != nil {
-			next := c.next
-			c.next = nil
-			u.lists[i].length.Add(-1)
-			// Whoever counts from here on lists it again.
-			c.listed.Store(false)
-			last := tick(c.last.Load())
-			if n := c.drain(); n > 0 {
-				k := useKey{key: c.in.record.KeyID, version: c.of.Number, source: u.v.config.Source}
-				if s := c.sources.Load(); s != nil && s.name != "" {
-					k.source = s.name
-				}
-				u.counted += n
-				u.put(k, use{count: n, last: (last + 1).start()})
+	for c := u.listed.Swap(nil); c != nil; {
+		next := c.next
+		c.next = nil
+		u.length.Add(-1)
+		// Whoever counts from here on lists it again.
+		c.listed.Store(false)
+		last := tick(c.last.Load())
+		if n := c.n.Swap(0); n > 0 {
+			k := useKey{key: c.in.record.KeyID, version: c.of.Number, source: u.v.config.Source}
+			if s := c.sources.Load(); s != nil && s.name != "" {
+				k.source = s.name
 			}
-			c = next
+			u.counted += n
+			u.put(k, use{count: n, last: (last + 1).start()})
 		}
+		c = next
 	}
 }
 

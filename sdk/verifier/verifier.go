@@ -240,7 +240,7 @@ func (v *Verifier) revalidateDue(part int) {
 	f, now := v.feed.Load(), v.now()
 	var due []keyID
 	for e := range v.cache.index.part(part%revalidateParts, revalidateParts) {
-		if e.generation == f.generation && e.first.fetched.start()+v.revalidateAfter(e.id) <= now {
+		if e.age.generation() == f.generation && e.age.fetched().start()+v.revalidateAfter(e.id) <= now {
 			due = append(due, e.id)
 		}
 	}
