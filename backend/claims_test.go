@@ -432,3 +432,31 @@ func crashWhileHandingOver(t *testing.T, memory *storetest.Memory, v1 string, fa
 	m.Cleanup(t.Context())
 	return reached
 }
+
+// TestTheLastWebhookThatHandsKeysOverIsMissed by the roles that need it.
+func TestTheLastWebhookThatHandsKeysOverIsMissed(t *testing.T) {
+	t.Parallel()
+	const path = "webhooks/claims"
+	hook := object{"url": "https://example.com/in", "deliver": "claim", "roles": "r*"}
+	for what, lose := range map[string]func(m *mount) *answer{
+		"deleted":         func(m *mount) *answer { return m.request(logical.DeleteOperation, path, nil) },
+		"disabled":        func(m *mount) *answer { return m.request(logical.PatchOperation, path, object{"enabled": false}) },
+		"for other roles": func(m *mount) *answer { return m.request(logical.UpdateOperation, path, object{"roles": "other"}) },
+		"without claims":  func(m *mount) *answer { return m.request(logical.PatchOperation, path, object{"deliver": "event"}) },
+	} {
+		m := newMount(t)
+		m.write(path, hook)
+		m.write("webhooks/also", hook)
+		m.write("roles/r1", unkept())
+		m.write("roles/r2", object{})
+		if a := lose(m); a.status >= 300 || len(a.warnings) != 0 {
+			t.Errorf("%s, with another one left: %s", what, a)
+		}
+		m.request(logical.DeleteOperation, path, nil)
+		m.write(path, hook)
+		m.request(logical.DeleteOperation, "webhooks/also", nil)
+		if a := lose(m); a.status >= 300 || len(a.warnings) != 1 || !strings.Contains(a.warnings[0], "the roles r1: ") {
+			t.Errorf("%s: %s", what, a)
+		}
+	}
+}

@@ -5,6 +5,8 @@ package backend
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -147,16 +149,17 @@ func (b *Backend) listWebhooks(ctx context.Context, c *call) (*logical.Response,
 
 func (b *Backend) writeWebhook(ctx context.Context, c *call) (*logical.Response, error) {
 	name := c.text(fieldName)
+	before, err := c.watch.hooks.Hook(ctx, name)
 	if c.req.Operation == logical.PatchOperation {
-		switch h, err := c.watch.hooks.Hook(ctx, name); {
+		switch {
 		case err != nil:
 			return nil, err
-		case h == nil:
+		case before == nil:
 			return nil, missing("there is no webhook named %q", name)
 		}
 	}
 	made := ""
-	_, err := c.watch.hooks.Update(ctx, name, func(h *webhook.Hook) error {
+	_, err = c.watch.hooks.Update(ctx, name, func(h *webhook.Hook) error {
 		var err error
 		if made, err = b.changeWebhook(c, h); err != nil {
 			return err
@@ -170,8 +173,12 @@ func (b *Backend) writeWebhook(ctx context.Context, c *call) (*logical.Response,
 	if errors.As(err, &refusal) {
 		return nil, badInput("%s", refusal.Text)
 	}
-	if err != nil || made == "" {
+	if err != nil {
 		return nil, err
+	}
+	c.warnUnclaimed(ctx, before)
+	if made == "" {
+		return nil, nil
 	}
 	return &logical.Response{Data: map[string]any{fieldSecret: made}}, nil
 }
@@ -249,7 +256,44 @@ func (b *Backend) readWebhook(ctx context.Context, c *call) (*logical.Response, 
 }
 
 func (b *Backend) deleteWebhook(ctx context.Context, c *call) (*logical.Response, error) {
-	return nil, c.watch.hooks.Delete(ctx, c.text(fieldName))
+	before, err := c.watch.hooks.Hook(ctx, c.text(fieldName))
+	if err != nil {
+		before = nil // one that cannot be read can be deleted
+	}
+	if err := c.watch.hooks.Delete(ctx, c.text(fieldName)); err != nil {
+		return nil, err
+	}
+	c.warnUnclaimed(ctx, before)
+	return nil, nil
+}
+
+// warnUnclaimed warns of roles whose new keys nobody can claim any more, once
+// the webhook is no longer what it was before; nil where it is not known.
+func (c *call) warnUnclaimed(ctx context.Context, before *webhook.Hook) {
+	if before == nil || !before.Enabled || before.Deliver != webhook.DeliverClaim {
+		return
+	}
+	names, err := c.store.Roles(ctx)
+	if err != nil {
+		return // what was asked for is done
+	}
+	var left []string
+	for _, name := range names {
+		r, err := c.store.Role(ctx, name)
+		if err != nil || r == nil || !r.NeedsClaims() || !before.ClaimsFor(name) {
+			continue
+		}
+		if found, _, err := c.watch.hooks.Claiming(ctx, name); err == nil && !found {
+			left = append(left, name)
+		}
+	}
+	if len(left) == 0 {
+		return
+	}
+	if over := len(left) - maxNamed; over > 0 {
+		left = append(left[:maxNamed], fmt.Sprintf("and %d more", over))
+	}
+	c.warn("no enabled webhook with deliver=claim is left for the roles " + strings.Join(left, ", ") + ": rotations of their keys wait until one is")
 }
 
 func (b *Backend) testWebhook(ctx context.Context, c *call) (*logical.Response, error) {

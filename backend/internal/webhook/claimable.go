@@ -68,11 +68,17 @@ func (d *Deliverer) Claiming(ctx context.Context, role string) (found, some bool
 	for _, q := range d.all() {
 		q.mu.Lock()
 		h := q.hook
-		if q.alive() && h.Enabled && h.Deliver == DeliverClaim && matches(h.Events, EventClaimed) && (len(h.Roles) == 0 || matches(h.Roles, role)) {
+		if q.alive() && h.ClaimsFor(role) {
 			found = true
 			some = some && (len(h.Keys) > 0 || len(h.Metadata) > 0)
 		}
 		q.mu.Unlock()
 	}
 	return found, found && some, nil
+}
+
+// ClaimsFor tells whether an enabled hook delivers claims for keys of a role, be
+// it for some of them only.
+func (h *Hook) ClaimsFor(role string) bool {
+	return h.Enabled && h.Deliver == DeliverClaim && matches(h.Events, EventClaimed) && (len(h.Roles) == 0 || matches(h.Roles, role))
 }
