@@ -41,10 +41,12 @@ type Config struct {
 	ReportInterval time.Duration
 	// RequestTimeout bounds a request to the engine; 2 seconds if zero.
 	RequestTimeout time.Duration
-	// UnknownRate is how many keys that are not cached, and turn out to be
-	// nobody's, may be asked for in a second, and KnownRate how many refusals of
-	// cached keys; 500 and 5000 if zero. Twice as many may be at once. Whoever
-	// presents a key beyond that is told to try again, not refused.
+	// UnknownRate is how many requests with keys that are not cached may ask the
+	// engine in a second and be refused; KnownRate how many with a secret that
+	// is cached, and, apart from those, with the id of a cached key and another
+	// secret; 500 and 5000 if zero. Twice as many may be at once. What is
+	// accepted does not count. Whoever presents a key beyond that is told to
+	// try again, not refused.
 	UnknownRate, KnownRate float64
 	// MaxUnreported bounds the kinds of use (key, version, source) that are
 	// kept while they cannot be reported: the greater of 100,000 and CacheSize

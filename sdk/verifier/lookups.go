@@ -65,10 +65,9 @@ const (
 // strangers, so that a flood of unknown keys holds up none that is known.
 type lane struct {
 	v       *Verifier
-	budget  budget // of flights that somebody waits for
-	senders int    // at most so many lookups at a time
-	queue   int    // at most so many flights wait
-	patient int    // at most so many requests wait
+	senders int // at most so many lookups at a time
+	queue   int // at most so many flights wait
+	patient int // at most so many requests wait
 
 	mu       sync.Mutex
 	flights  map[subject]*flight // not sent yet
@@ -80,16 +79,14 @@ type lane struct {
 	stopping bool
 }
 
-func newLane(v *Verifier, perSecond float64, senders, queue int) *lane {
-	return &lane{
-		v: v, budget: newBudget(perSecond),
-		senders: senders, queue: queue, patient: min(queue, maxWaiting), flights: map[subject]*flight{},
-	}
+func newLane(v *Verifier, senders, queue int) *lane {
+	return &lane{v: v, senders: senders, queue: queue, patient: min(queue, maxWaiting), flights: map[subject]*flight{}}
 }
 
-// ask returns the answer to a question that is sent from now on.
-func (l *lane) ask(ctx context.Context, s subject) (*flight, error) {
-	f, err := l.join(s)
+// ask returns the answer to a question that is sent from now on, and that by
+// pays for.
+func (l *lane) ask(ctx context.Context, s subject, by *fare, from *budget) (*flight, error) {
+	f, err := l.join(s, by, from)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +104,7 @@ func (l *lane) ask(ctx context.Context, s subject) (*flight, error) {
 	return f, f.err
 }
 
-func (l *lane) join(s subject) (*flight, error) {
+func (l *lane) join(s subject, by *fare, from *budget) (*flight, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.stopping {
@@ -119,7 +116,7 @@ func (l *lane) join(s subject) (*flight, error) {
 	}
 	f := l.flights[s]
 	if f == nil {
-		if len(l.flights) >= l.queue || !l.budget.take(l.v.now()) {
+		if len(l.flights) >= l.queue || !by.pay(from, l.v.now()) {
 			l.v.stats.limited.Add(1)
 			return nil, errLimited
 		}
@@ -154,30 +151,26 @@ func (l *lane) refetch(ids []keyID) {
 	l.start()
 }
 
-// refund gives back what questions have cost that found a key.
-func (l *lane) refund(batch []*flight) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, f := range batch {
-		if f.outcome == found {
-			l.budget.give()
-		}
-	}
-}
+// budgets bound what Vault is asked for whoever is refused. Who presents a
+// secret that is cached has another than who presents but an id, which is
+// public: so nobody without a key holds up those with one.
+type budgets struct{ holders, guessers, strangers budget }
 
-// budget bounds how many questions a second find nothing: those that do cost
-// nothing, so that a start with an empty cache is not held up. It holds what
-// twice a second's worth is at most.
+// budget bounds how many requests a second ask for what is refused. It holds
+// what twice a second's worth is at most.
 type budget struct {
+	mu              sync.Mutex
 	perSecond, left float64
 	at              mono
 }
 
-func newBudget(perSecond float64) budget {
-	return budget{perSecond: perSecond, left: max(1, 2*perSecond)}
+func (b *budget) open(perSecond float64) {
+	b.perSecond, b.left = perSecond, max(1, 2*perSecond)
 }
 
 func (b *budget) take(now mono) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.left = min(b.left+b.perSecond*time.Duration(now-b.at).Seconds(), max(1, 2*b.perSecond))
 	b.at = now
 	if b.left < 1 {
@@ -187,7 +180,35 @@ func (b *budget) take(now mono) bool {
 	return true
 }
 
-func (b *budget) give() { b.left = min(b.left+1, max(1, 2*b.perSecond)) }
+func (b *budget) give() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.left = min(b.left+1, max(1, 2*b.perSecond))
+}
+
+// fare is what one request has paid for its questions: once to each budget,
+// however many they are.
+type fare []*budget
+
+func (f *fare) pay(b *budget, now mono) bool {
+	if slices.Contains(*f, b) {
+		return true
+	}
+	if !b.take(now) {
+		return false
+	}
+	*f = append(*f, b)
+	return true
+}
+
+// refund is for requests that are accepted: they cost nothing, so that a start
+// with an empty cache is not held up.
+func (f *fare) refund() {
+	for _, b := range *f {
+		b.give()
+	}
+	*f = nil
+}
 
 // start has another sender run, where there is something to ask and none is
 // about to: those whose lookup is under way may be long. The caller locks.
@@ -209,7 +230,6 @@ func (l *lane) send() {
 			return
 		}
 		l.v.lookUp(batch)
-		l.refund(batch)
 	}
 }
 

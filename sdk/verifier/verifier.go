@@ -30,6 +30,7 @@ type Verifier struct {
 	negatives *negatives
 	known     *lane
 	unknown   *lane
+	budgets   budgets
 	usage     *usage
 	stats     stats
 
@@ -76,8 +77,11 @@ func New(c Config) (*Verifier, error) {
 	}
 	v.changes.reset(0, 0)
 	v.feed.Store(&feedState{good: -1})
-	v.known = newLane(v, c.KnownRate, 4, knownQueue)
-	v.unknown = newLane(v, c.UnknownRate, 2, unknownQueue)
+	v.known = newLane(v, 4, knownQueue)
+	v.unknown = newLane(v, 2, unknownQueue)
+	v.budgets.holders.open(c.KnownRate)
+	v.budgets.guessers.open(c.KnownRate)
+	v.budgets.strangers.open(c.UnknownRate)
 	v.usage = newUsage(v)
 	v.life, v.end = context.WithCancel(context.Background())
 	return v, nil

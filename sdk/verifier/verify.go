@@ -68,6 +68,7 @@ type presented struct {
 	source string
 	// unknown is the code where it belongs to no key.
 	unknown record.Code
+	paid    fare
 }
 
 func (v *Verifier) verifySlowly(ctx context.Context, apiKey string, check Check, arrived mono) (Result, error) {
@@ -97,8 +98,11 @@ func (v *Verifier) verifySlowly(ctx context.Context, apiKey string, check Check,
 	}
 	var reason error
 	for range attempts {
-		result, err := v.ask(ctx, &p, cached != nil, imported)
+		result, err := v.ask(ctx, &p, cached, imported)
 		if err == nil {
+			if result.Verdict == Accepted {
+				p.paid.refund()
+			}
 			return result, nil
 		}
 		if reason = err; !errors.Is(err, errNotTold) {
@@ -131,17 +135,20 @@ func (v *Verifier) fromCache(e *entry, p *presented, now mono) (Result, bool) {
 }
 
 // ask has the engine answer, first about the id in what was presented, then
-// about its digest, as the engine does itself. cached tells that the key is,
-// and imported that its digest is known to be an imported one. Keys that are
+// about its digest, as the engine does itself. cached is the key, if it is, and
+// imported tells that its digest is known to be an imported one. Keys that are
 // cached have a lane of their own.
-func (v *Verifier) ask(ctx context.Context, p *presented, cached, imported bool) (Result, error) {
+func (v *Verifier) ask(ctx context.Context, p *presented, cached *entry, imported bool) (Result, error) {
 	noSuchID := true
 	if p.id != (keyID{}) && !imported {
-		l := v.unknown
-		if cached {
-			l = v.known
+		l, from := v.unknown, &v.budgets.strangers
+		if cached != nil {
+			l, from = v.known, &v.budgets.guessers
+			if cached.find(&p.words) != nil {
+				from = &v.budgets.holders
+			}
 		}
-		f, err := l.ask(ctx, subject{id: p.id})
+		f, err := l.ask(ctx, subject{id: p.id}, &p.paid, from)
 		if err != nil {
 			return Result{}, err
 		}
@@ -156,11 +163,11 @@ func (v *Verifier) ask(ctx context.Context, p *presented, cached, imported bool)
 			noSuchID = false
 		}
 	}
-	l := v.unknown
+	l, from := v.unknown, &v.budgets.strangers
 	if imported {
-		l = v.known
+		l, from = v.known, &v.budgets.holders
 	}
-	f, err := l.ask(ctx, subject{digest: p.digest})
+	f, err := l.ask(ctx, subject{digest: p.digest}, &p.paid, from)
 	if err != nil {
 		return Result{}, err
 	}
