@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/e2e/harness"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
 // The addresses in the files of docs/how-to/gateway, which tests replace.
@@ -47,11 +49,16 @@ type edge struct {
 	dir               string
 }
 
-// gatewayEdge starts `apikeys gateway` on an engine of its own, with a line to
-// Vault that can be cut.
+// gatewayEdge is gatewayEdgeOn with an engine of its own, and the configuration
+// of the docs.
 func gatewayEdge(t testing.TB) *edge {
 	t.Helper()
-	m := onDev(t)
+	return gatewayEdgeOn(t, onDev(t), func(config string) string { return config })
+}
+
+// gatewayEdgeOn starts `apikeys gateway`, with a line to Vault that can be cut.
+func gatewayEdgeOn(t testing.TB, m *mount, change func(config string) string) *edge {
+	t.Helper()
 	e := &edge{t: t, m: m, dir: harness.NewDir(t)}
 	e.vault = newLine(t, strings.TrimPrefix(m.srv.Addr, "http://"))
 	m.role("partner", "prefix", "tm_live", "scopes", "orders:read,orders:write", "overlap_period", "10m")
@@ -81,7 +88,7 @@ func gatewayEdge(t testing.TB) *edge {
 	e.file("secret-id", fmt.Sprint(secret["secret_id"]))
 
 	e.http, e.grpc, e.admin = harness.FreeAddr(t), harness.FreeAddr(t), harness.FreeAddr(t)
-	e.config = e.file("gateway.hcl", e.fit(docsFile(t, "gateway.hcl")))
+	e.config = e.file("gateway.hcl", change(e.fit(docsFile(t, "gateway.hcl"))))
 	e.start()
 	t.Cleanup(func() {
 		for _, name := range issued.FindIn([]byte(e.gateway.Log())) {
@@ -160,13 +167,16 @@ func (e *edge) file(name, content string) string {
 	return path
 }
 
-// line is a connection to Vault that can be cut, and held up.
+// line is a connection to Vault that can be cut, held up, slowed down, and led to
+// another node.
 type line struct {
-	addr, to string
-	mu       sync.Mutex
-	cut      bool
-	hold     chan struct{}
-	open     map[net.Conn]bool
+	addr  string
+	mu    sync.Mutex
+	to    string
+	cut   bool
+	delay time.Duration // of what Vault answers
+	hold  chan struct{}
+	open  map[net.Conn]bool
 }
 
 func newLine(t testing.TB, to string) *line {
@@ -195,7 +205,10 @@ func newLine(t testing.TB, to string) *line {
 
 func (l *line) serve(conn net.Conn) {
 	defer func() { _ = conn.Close() }()
-	server, err := net.Dial("tcp", l.to)
+	l.mu.Lock()
+	to := l.to
+	l.mu.Unlock()
+	server, err := net.Dial("tcp", to)
 	if err != nil {
 		return
 	}
@@ -208,8 +221,8 @@ func (l *line) serve(conn net.Conn) {
 	l.open[conn], l.open[server] = true, true
 	l.mu.Unlock()
 	done := make(chan struct{}, 2)
-	go func() { l.copy(server, conn); done <- struct{}{} }()
-	go func() { l.copy(conn, server); done <- struct{}{} }()
+	go func() { l.copy(server, conn, false); done <- struct{}{} }()
+	go func() { l.copy(conn, server, true); done <- struct{}{} }()
 	<-done
 	l.mu.Lock()
 	delete(l.open, conn)
@@ -218,13 +231,16 @@ func (l *line) serve(conn net.Conn) {
 }
 
 // copy passes on what comes, not while the line is held up.
-func (l *line) copy(to, from net.Conn) {
+func (l *line) copy(to, from net.Conn, answers bool) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
 		l.mu.Lock()
-		hold := l.hold
+		hold, delay := l.hold, l.delay
 		l.mu.Unlock()
+		if answers {
+			time.Sleep(delay)
+		}
 		if hold != nil {
 			<-hold
 		}
@@ -248,6 +264,19 @@ func (l *line) setCut(cut bool) {
 			_ = conn.Close()
 		}
 	}
+}
+
+func (l *line) slow(delay time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.delay = delay
+}
+
+// leadTo leads new connections to another address.
+func (l *line) leadTo(addr string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.to = addr
 }
 
 func (l *line) holdUp() {
@@ -726,25 +755,30 @@ func (p *proxied) withoutVault() {
 	}
 }
 
-// askDirectly asks the gateway as a proxy does, from a trusted address.
-func (e *edge) askDirectly(apiKey, method, uri string) (int, error) {
-	r, err := http.NewRequest(http.MethodGet, "http://"+e.http+"/auth", http.NoBody)
-	if err != nil {
-		return 0, err
-	}
-	r.Header = http.Header{"X-Api-Key": {apiKey}, "X-Forwarded-Method": {method}, "X-Forwarded-Uri": {uri}, "X-Forwarded-For": {"203.0.113.9"}}
-	answer, err := httpClient.Do(r)
-	if err != nil {
-		return 0, err
-	}
-	return answer.StatusCode, answer.Body.Close()
+// askDirectly asks the gateway about orders as a proxy does, from a trusted address.
+func (e *edge) askDirectly(apiKey string) (int, error) {
+	status, _, err := e.askFully(apiKey)
+	return status, err
 }
 
-func (e *edge) asks(status int, apiKey, method, uri string) {
+func (e *edge) askFully(apiKey string) (int, http.Header, error) {
+	r, err := http.NewRequest(http.MethodGet, "http://"+e.http+"/auth", http.NoBody)
+	if err != nil {
+		return 0, nil, err
+	}
+	r.Header = http.Header{"X-Api-Key": {apiKey}, "X-Forwarded-Method": {"GET"}, "X-Forwarded-Uri": {"/v1/orders"}, "X-Forwarded-For": {"203.0.113.9"}}
+	answer, err := httpClient.Do(r)
+	if err != nil {
+		return 0, nil, err
+	}
+	return answer.StatusCode, answer.Header, answer.Body.Close()
+}
+
+func (e *edge) asks(status int, apiKey string) {
 	e.t.Helper()
-	got, err := e.askDirectly(apiKey, method, uri)
+	got, err := e.askDirectly(apiKey)
 	if err != nil || got != status {
-		e.t.Errorf("%s %s: %d, %v; want %d", method, uri, got, err, status)
+		e.t.Errorf("orders are answered %d, %v; want %d", got, err, status)
 	}
 }
 
@@ -752,7 +786,7 @@ func TestGatewayReloadsItsRoutes(t *testing.T) {
 	t.Parallel()
 	e := gatewayEdge(t)
 	apiKey := e.m.key("acme", "partner", "scopes", "orders:read")
-	e.asks(http.StatusOK, apiKey, "GET", "/v1/orders")
+	e.asks(http.StatusOK, apiKey)
 	config := e.fit(docsFile(t, "gateway.hcl"))
 
 	e.file("gateway.hcl", strings.Replace(config, `["orders:read"]`, `["orders:delete"]`, 1))
@@ -767,16 +801,17 @@ func TestGatewayReloadsItsRoutes(t *testing.T) {
 		}
 		return nil
 	})
-	e.asks(http.StatusForbidden, apiKey, "GET", "/v1/orders")
+	e.asks(http.StatusForbidden, apiKey)
 
 	e.file("gateway.hcl", config) // no signal
 	e.becomes(http.StatusOK, apiKey)
 }
 
+// becomes waits until orders are answered so.
 func (e *edge) becomes(status int, apiKey string) {
 	e.t.Helper()
 	eventually(e.t, 15*time.Second, func() error {
-		got, err := e.askDirectly(apiKey, "GET", "/v1/orders")
+		got, err := e.askDirectly(apiKey)
 		if err != nil || got != status {
 			return fmt.Errorf("%d, want %d: %w", got, status, err)
 		}
@@ -797,7 +832,7 @@ func TestGatewayDrainsOnSIGTERM(t *testing.T) {
 	results := make(chan answered, requests)
 	for range requests {
 		go func() {
-			status, err := e.askDirectly(apiKey, "GET", "/v1/orders")
+			status, err := e.askDirectly(apiKey)
 			results <- answered{status, err}
 		}()
 	}
@@ -851,4 +886,114 @@ func (e *edge) holds(n int) error {
 		return fmt.Errorf("%d connections, want %d", got, n)
 	}
 	return nil
+}
+
+// TestGatewayOnAVaultThatIsSlowAndAwayForLong slows Vault down, takes it away for
+// longer than max_stale, and brings it back as another node. A valid key passes
+// until max_stale is over, is answered 503 then, and is never refused.
+func TestGatewayOnAVaultThatIsSlowAndAwayForLong(t *testing.T) {
+	t.Parallel()
+	const (
+		maxStale = 6 * time.Second
+		late     = 600 * time.Millisecond
+	)
+	cluster, m := ownCluster(t)
+	e := gatewayEdgeOn(t, m, func(config string) string {
+		return strings.Replace(config, "verifier {", "verifier {\n  max_stale = \""+maxStale.String()+"\"", 1)
+	})
+	key := func(name string) string { return m.key(name, "partner", "scopes", "orders:read") }
+	known, other := key("known"), key("other")
+	e.asks(http.StatusOK, known)
+	// valid asks about a valid key, which may be unavailable, and is never refused.
+	valid := func(what, apiKey string) int {
+		t.Helper()
+		status, fields, err := e.askFully(apiKey)
+		switch {
+		case err != nil:
+			t.Fatalf("%s: %v", what, err)
+		case status == http.StatusServiceUnavailable && fields.Get("Retry-After") == "":
+			t.Errorf("%s: unavailable without Retry-After", what)
+		case status != http.StatusOK && status != http.StatusServiceUnavailable:
+			t.Errorf("%s: a valid key is answered %d", what, status)
+		}
+		return status
+	}
+
+	// Slow: the feed, and what must be asked for, take as long as they take.
+	e.vault.slow(late)
+	for began := time.Now(); time.Since(began) < maxStale+2*time.Second; time.Sleep(50 * time.Millisecond) {
+		e.asks(http.StatusOK, known)
+	}
+	made := key("made-meanwhile")
+	e.asks(http.StatusOK, made)
+	e.asks(http.StatusUnauthorized, otherSecret(t, known))
+	e.vault.slow(0)
+
+	// Away.
+	old := m.srv
+	e.vault.setCut(true)
+	old.Kill(t)
+	cut := time.Now()
+	var lastPass, firstFail time.Time
+	for firstFail.IsZero() || time.Since(firstFail) < 2*time.Second {
+		asked := time.Now()
+		switch valid("without Vault", known) {
+		case http.StatusOK:
+			lastPass = asked
+			if !firstFail.IsZero() {
+				t.Error("without Vault: a key passes again")
+			}
+		case http.StatusServiceUnavailable:
+			if firstFail.IsZero() {
+				firstFail = asked
+			}
+		}
+		if got := valid("an unknown key without Vault", other); got != http.StatusServiceUnavailable {
+			t.Errorf("an unknown key without Vault: %d", got)
+		}
+		if time.Since(cut) > 2*maxStale {
+			t.Fatalf("a known key passes %s after Vault is gone; max_stale is %s", time.Since(cut), maxStale)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Logf("without Vault the last request passed after %s, the first was unavailable after %s", lastPass.Sub(cut), firstFail.Sub(cut))
+	if lastPass.Sub(cut) >= maxStale {
+		t.Errorf("a request passed %s after Vault was gone, which is more than max_stale", lastPass.Sub(cut))
+	}
+	if firstFail.Sub(cut) < maxStale/2 {
+		t.Errorf("a valid key was unavailable %s after Vault was gone", firstFail.Sub(cut))
+	}
+	if err := answers("http://"+e.admin+"/-/ready", http.StatusServiceUnavailable); err != nil {
+		t.Error(err)
+	}
+
+	// Back, as another node.
+	m.srv = cluster.Leader(t)
+	e.vault.leadTo(strings.TrimPrefix(m.srv.Addr, "http://"))
+	e.vault.setCut(false)
+	eventually(t, time.Minute, func() error {
+		for _, apiKey := range []string{known, other, made} {
+			if got := valid("Vault is back", apiKey); got != http.StatusOK {
+				return fmt.Errorf("Vault is back, and a valid key is answered %d", got)
+			}
+		}
+		return answers("http://"+e.admin+"/-/ready", http.StatusOK)
+	})
+	m.write("revoke/other", fields("version", 1, "force", true))
+	e.becomes(http.StatusUnauthorized, other)
+	e.asks(http.StatusOK, known)
+}
+
+// otherSecret is a key of the same id that nobody has given out.
+func otherSecret(t testing.TB, apiKey string) string {
+	t.Helper()
+	parsed, err := token.Parse(apiKey)
+	if err != nil {
+		t.Fatal("the key cannot be parsed")
+	}
+	other, err := token.New(rand.Reader, token.Format{Prefix: parsed.Prefix}, parsed.KeyID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return other
 }

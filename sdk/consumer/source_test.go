@@ -270,6 +270,7 @@ func TestTheVersionOfTheSameKeyIsCorrectedAndNotForgotten(t *testing.T) {
 		w.fetchErr = errors.New("vault is down")
 		run(t, s)
 		post(t, api, "x")
+		synctest.Wait() // it is confirmed
 		w.see(func() { w.fetchErr = nil })
 		time.Sleep(2 * time.Hour)
 		w.see(func() { w.untold = true })

@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"os"
+	"os/exec"
 	"reflect"
 	"strings"
 	"testing"
@@ -59,5 +60,32 @@ func TestReferenceIsComplete(t *testing.T) {
 		if !strings.Contains(strings.ToLower(page), "`"+strings.ToLower(field)+"`") {
 			t.Errorf("the reference has no %s", field)
 		}
+	}
+}
+
+// TestSystemdUnits has systemd check the units of deploy/systemd, with the test's
+// own program for the gateway's.
+func TestSystemdUnits(t *testing.T) {
+	t.Parallel()
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skip("SKIP: there is no systemd-analyze")
+	}
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"verify", "--man=no"}
+	dir := t.TempDir()
+	for _, name := range []string{"apikeys-gateway.service", "apikeys-gateway.socket"} {
+		content, err := os.ReadFile("../../../../deploy/systemd/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, dir+"/"+name, strings.ReplaceAll(string(content), "ExecStart=/usr/local/bin/apikeys ", "ExecStart="+program+" "))
+		args = append(args, dir+"/"+name)
+	}
+	if out, err := exec.Command(analyze, args...).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
 }
