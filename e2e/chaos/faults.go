@@ -70,13 +70,21 @@ func onLeader(do func(w *world, leader int, hold time.Duration) (func() error, e
 // other is a node that is not this one.
 func other(node int) int { return (node + 1 + rand.IntN(nodes-1)) % nodes }
 
-// bringUp starts a node that has ended, and unseals it.
-func (w *world) bringUp(node *harness.Server) {
-	if !node.Running() {
-		node.Kill(w.t) // what was left of it
-		node.Start(w.t)
+// bringUp starts nodes that have ended, and unseals them. That all is well again
+// is for whole to tell.
+func (w *world) bringUp(which ...*harness.Server) error {
+	for _, node := range which {
+		if !node.Running() {
+			node.Kill(w.t) // what was left of it
+			node.Start(w.t)
+		}
 	}
-	node.Unseal(w.t)
+	var errs error
+	for _, node := range which {
+		_, err := node.Client.Sys().Unseal(node.UnsealKey)
+		errs = errors.Join(errs, err)
+	}
+	return errs
 }
 
 // restartAll kills all nodes and starts them again: none serves before there is
@@ -85,20 +93,12 @@ func (w *world) restartAll() error {
 	for _, node := range w.cluster.Nodes {
 		node.Kill(w.t)
 	}
-	for _, node := range w.cluster.Nodes {
-		node.Start(w.t)
-	}
-	var errs error
-	for _, node := range w.cluster.Nodes {
-		_, err := node.Client.Sys().Unseal(node.UnsealKey)
-		errs = errors.Join(errs, err)
-	}
-	return errs
+	return w.bringUp(w.cluster.Nodes...)
 }
 
 func (w *world) kill(node int) (func() error, error) {
 	w.cluster.Nodes[node].Kill(w.t)
-	return func() error { w.bringUp(w.cluster.Nodes[node]); return nil }, nil
+	return func() error { return w.bringUp(w.cluster.Nodes[node]) }, nil
 }
 
 func (w *world) signal(node int, plugin bool) (func() error, error) {
@@ -156,12 +156,12 @@ var faults = []fault{
 	})},
 	{name: "seal the leader", least: time.Second, most: 6 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
 		node := w.cluster.Nodes[leader]
-		return func() error { w.bringUp(node); return nil }, node.Client.Sys().Seal()
+		return func() error { return w.bringUp(node) }, node.Client.Sys().Seal()
 	})},
 	{name: "SIGTERM the leader", least: 0, most: 3 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
 		node := w.cluster.Nodes[leader]
 		node.Stop(w.t)
-		return func() error { w.bringUp(node); return nil }, nil
+		return func() error { return w.bringUp(node) }, nil
 	})},
 	{name: "SIGSTOP the leader", least: 2 * time.Second, most: 20 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) { return w.signal(leader, false) })},
 	{name: "SIGSTOP the plugin", least: 2 * time.Second, most: 20 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) { return w.signal(leader, true) })},
@@ -177,7 +177,7 @@ var faults = []fault{
 			if w.wholeWithin(5*time.Second) != nil {
 				w.ops.add("node restarted after its disk was full")
 				node.Kill(w.t)
-				w.bringUp(node)
+				return w.bringUp(node)
 			}
 			return nil
 		}, d.fill()

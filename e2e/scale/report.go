@@ -20,7 +20,7 @@ const (
 	opCreds       = "read static-creds"
 	opVerify      = "verify"
 	opVerifyBatch = "verify, in batches of 100"
-	opDue         = "tick, keys due"
+	opDue         = "tick, at most 1,000 keys due"
 	opStart       = "start of the plugin"
 )
 
@@ -37,9 +37,12 @@ const (
 
 // Growth is what one operation cost at several numbers of keys.
 type Growth struct {
-	Operation string  `json:"operation"`
-	Unit      string  `json:"unit"`
-	Points    []Point `json:"points"`
+	Operation string `json:"operation"`
+	Unit      string `json:"unit"`
+	// Linear says that it is to grow with the number of keys; others are to be
+	// constant.
+	Linear bool    `json:"linear,omitempty"`
+	Points []Point `json:"points"`
 }
 
 // Point is what one unit cost at a number of keys.
@@ -49,7 +52,10 @@ type Point struct {
 	Writes  float64 `json:"writes"`
 	Lists   float64 `json:"lists"`
 	Seconds float64 `json:"seconds"`
-	MiB     float64 `json:"mib,omitempty"`
+	// CPU is the processor's time of the plugin alone, in seconds: without
+	// Vault's, and without that of others on the machine.
+	CPU float64 `json:"plugin_cpu_seconds,omitempty"`
+	MiB float64 `json:"mib,omitempty"`
 }
 
 // Report is all that was measured.
@@ -62,19 +68,31 @@ type Report struct {
 	Missing []string `json:"missing,omitempty"`
 }
 
-// add notes a point.
-func add(all *[]Growth, operation, unit string, p Point) {
+// add notes a point, and returns what it is one of.
+func add(all *[]Growth, operation, unit string, p Point) *Growth {
 	i := slices.IndexFunc(*all, func(g Growth) bool { return g.Operation == operation })
 	if i < 0 {
 		i = len(*all)
 		*all = append(*all, Growth{Operation: operation, Unit: unit})
 	}
-	(*all)[i].Points = append((*all)[i].Points, p)
+	g := &(*all)[i]
+	g.Points = append(g.Points, p)
+	return g
 }
 
 // growth is how many times as much the last point takes as the first one.
 func (g Growth) growth(of func(Point) float64) float64 {
-	first, last := of(g.Points[0]), of(g.Points[len(g.Points)-1])
+	return times(g.Points[0], g.Points[len(g.Points)-1], of)
+}
+
+// lastStep is how many times as much the last point takes as the one before it,
+// which has a tenth of the keys.
+func (g Growth) lastStep(of func(Point) float64) float64 {
+	return times(g.Points[max(0, len(g.Points)-2)], g.Points[len(g.Points)-1], of)
+}
+
+func times(a, b Point, of func(Point) float64) float64 {
+	first, last := of(a), of(b)
 	if first == 0 {
 		if last == 0 {
 			return 1
@@ -85,6 +103,29 @@ func (g Growth) growth(of func(Point) float64) float64 {
 }
 
 func (p Point) operations() float64 { return p.Reads + p.Writes + p.Lists }
+func (p Point) seconds() float64    { return p.Seconds }
+func (p Point) cpu() float64        { return p.CPU }
+
+// The most that something may grow from one number of keys to ten times as many.
+const (
+	mostConstant = 1.2
+	mostLinear   = 12
+)
+
+// grown says what of a full run grew more than it may, in the plugin's own time.
+func (r *Report) grown() []string {
+	var faults []string
+	for _, g := range r.Server {
+		most := mostConstant
+		if g.Linear {
+			most = mostLinear
+		}
+		if times := g.lastStep(Point.cpu); times > most {
+			faults = append(faults, fmt.Sprintf("%s takes %.2f times the plugin's own time with ten times the keys; at most %.1f", g.Operation, times, most))
+		}
+	}
+	return faults
+}
 
 // duration is a time as people read it.
 func duration(seconds float64) string {
@@ -159,9 +200,7 @@ func (r *Report) Markdown() string {
 			func(g Growth) string { return fmt.Sprintf("%.2f ×", g.growth(Point.operations)) })
 		b.WriteString("\n## The engine's own time, with storage in memory\n\n")
 		table(&b, r.Counts, func(p Point) string { return duration(p.Seconds) },
-			func(g Growth) string {
-				return fmt.Sprintf("%.2f ×", g.growth(func(p Point) float64 { return p.Seconds }))
-			})
+			func(g Growth) string { return fmt.Sprintf("%.2f ×", g.growth(Point.seconds)) })
 	}
 	seconds := func(p Point) string {
 		text := duration(p.Seconds)
@@ -170,17 +209,22 @@ func (r *Report) Markdown() string {
 		}
 		return text
 	}
+	growth := func(g Growth) string { return fmt.Sprintf("%.2f ×", g.growth(Point.seconds)) }
 	if len(r.Server) > 0 {
-		b.WriteString("\n## On Vault with Raft\n\nWith all that Vault itself does. MiB are those of the plugin's process.\n\n")
-		table(&b, r.Server, seconds, func(g Growth) string {
-			return fmt.Sprintf("%.2f ×", g.growth(func(p Point) float64 { return p.Seconds }))
+		b.WriteString("\n## The plugin's own time, on Vault with Raft\n\nThe processor's time of the plugin's process. Growth is that of the last step, from a tenth of the keys: at most 1.2, or 12 where it is to be linear.\n\n")
+		table(&b, r.Server, func(p Point) string { return duration(p.CPU) }, func(g Growth) string {
+			text := fmt.Sprintf("%.2f ×", g.lastStep(Point.cpu))
+			if g.Linear {
+				text += ", linear"
+			}
+			return text
 		})
+		b.WriteString("\n## On Vault with Raft\n\nWith all that Vault itself does. MiB are those of the plugin's process.\n\n")
+		table(&b, r.Server, seconds, growth)
 	}
 	if len(r.Peers) > 0 {
 		b.WriteString("\n## Other engines, on the same server in the same run\n\n")
-		table(&b, r.Peers, seconds, func(g Growth) string {
-			return fmt.Sprintf("%.2f ×", g.growth(func(p Point) float64 { return p.Seconds }))
-		})
+		table(&b, r.Peers, seconds, growth)
 	}
 	if lines := r.compare(); len(lines) > 0 {
 		b.WriteString("\n## Side by side\n\nAt the largest number of keys; a pair is the work of two engines that a user would choose between.\n\n| here | there | |\n|---|---|---|\n")
