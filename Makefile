@@ -28,9 +28,12 @@ RACE = $$(if command -v "$$(go env CC)" >/dev/null; then echo -race; else echo '
 # run without it, and the rest with it.
 NO_RACE := ^(TestEveryCrashAtTheRoutes|TestOperationCountsDoNotGrow|TestPagesAgainstATwin|TestAFlushThatIsCutOffLosesOnlyWhatWasNotFlushed|TestWritesAreBoundedAt100000ActiveKeys|TestAHitCostsLittleMoreThanItsHash)$$
 
+# Vault's own database engine as a plugin, which the tests of scale compare with.
+PEER       := $(CURDIR)/dist/scale/database-engine
+BUILD_PEER := cd scripts/vault && CGO_ENABLED=0 go build -trimpath -tags minimal -ldflags '-s -w' -o $(PEER) ./database-engine
+
 TEST_FLAGS ?=
-# Chaos and scale have targets of their own.
-E2E_FLAGS  ?= -v -count=1 -p 1 -parallel 4 -timeout 25m -skip '^(TestChaos|TestScale)$$'
+E2E_FLAGS  ?= -v -count=1 -p 1 -parallel 4 -timeout 25m
 E2E        ?= ./e2e/...
 BENCH      ?= .
 FUZZTIME   ?= 10s
@@ -78,7 +81,8 @@ unit: ## Unit tests with the race detector
 
 .PHONY: e2e
 e2e: ## End-to-end tests on a real Vault; one of them: make e2e E2E_FLAGS='-v -run Name'
-	@bin=$$(scripts/vault.sh) && set -x && VAULT_BIN=$$bin APIKEYS_E2E_REQUIRE=1 go test $(E2E_FLAGS) $(E2E)
+	$(BUILD_PEER)
+	@bin=$$(scripts/vault.sh) && set -x && VAULT_BIN=$$bin APIKEYS_E2E_REQUIRE=1 DATABASE_ENGINE=$(PEER) go test $(E2E_FLAGS) $(E2E)
 
 .PHONY: fmt
 fmt: ## Format the sources
@@ -124,9 +128,9 @@ chaos: ## Torture a cluster for CHAOS_TIME (40m) and report into dist/chaos; as 
 scale: ## Measure SCALE_KEYS (1000000) keys and fewer, beside other engines, and report into dist/scale; takes hours
 	@mkdir -p dist/scale
 	SCALE_KEYS=$(SCALE_KEYS) SCALE_COUNTS=$(CURDIR)/dist/scale/counts.json go test -v -count=1 -timeout 4h -run '^TestOperationCountsDoNotGrow$$' ./backend
-	cd scripts/vault && go build -trimpath -tags minimal -ldflags '-s -w' -o $(CURDIR)/dist/scale/database-engine ./database-engine
+	$(BUILD_PEER)
 	@bin=$$(scripts/vault.sh) && set -x && VAULT_BIN=$$bin APIKEYS_E2E_REQUIRE=1 SCALE_KEYS=$(SCALE_KEYS) SCALE_COUNTS=$(CURDIR)/dist/scale/counts.json \
-		DATABASE_ENGINE=$(CURDIR)/dist/scale/database-engine SCALE_REPORT=$(CURDIR)/dist/scale \
+		DATABASE_ENGINE=$(PEER) SCALE_REPORT=$(CURDIR)/dist/scale \
 		go test -v -count=1 -timeout 12h -run '^TestScale$$' ./e2e/scale
 
 .PHONY: fuzz

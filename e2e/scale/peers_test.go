@@ -22,7 +22,7 @@ import (
 )
 
 // mostRoles bounds the static roles: the engine makes them one by one, each with
-// a rotation.
+// a rotation. Where there are fewer keys, there is a tenth as many roles.
 const mostRoles = 5_000
 
 // peers measures other engines on the same server, with as many entries.
@@ -62,7 +62,10 @@ func peers(t *testing.T, r *Report, l *load, srv *harness.Server, n int) {
 
 	if err := databases(t, r, l, srv, n); err != nil {
 		missing := fmt.Sprintf("the database engine: %v", err)
-		t.Log(missing)
+		if os.Getenv("APIKEYS_E2E_REQUIRE") == "1" {
+			t.Error(missing)
+		}
+		t.Logf("SKIP: %s", missing)
 		if len(r.Missing) == 0 || r.Missing[len(r.Missing)-1] != missing {
 			r.Missing = append(r.Missing, missing)
 		}
@@ -84,7 +87,7 @@ func databases(t *testing.T, r *Report, l *load, srv *harness.Server, n int) err
 	}
 	srv.RegisterPlugin(t, engineName, "", engine, sum)
 	srv.EnableEngine(t, "db", engineName)
-	roles := min(n, mostRoles)
+	roles := min(n/10, mostRoles)
 	note := func(operation, unit string, units int, took time.Duration) {
 		add(&r.Peers, operation, unit, Point{Keys: n, Seconds: took.Seconds() / float64(units)})
 	}

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"os"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/api"
 	"github.com/hashicorp/vault/builtin/logical/database"
 	"github.com/hashicorp/vault/plugins/database/postgresql"
@@ -35,7 +34,6 @@ func main() {
 			return database.Factory(ctx, conf)
 		},
 		TLSProviderFunc: api.VaultPluginTLSProvider(meta.GetTLSConfig()),
-		Logger:          hclog.New(&hclog.LoggerOptions{}),
 	})
 	if err != nil {
 		os.Exit(1)
