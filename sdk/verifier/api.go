@@ -135,7 +135,8 @@ type Health struct {
 	// Skew is how far the wall clock here is ahead of Vault's.
 	Skew time.Duration
 	// UnreportedUses is about how many uses have not been reported yet, and
-	// LostUses how many never will be.
+	// LostUses how many never will be counted: there was no room for them, or
+	// the engine has refused them.
 	UnreportedUses uint64
 	LostUses       uint64
 	// LastError is the last failure of the feed; nil while it is well.

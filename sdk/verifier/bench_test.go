@@ -116,7 +116,9 @@ func (e pages) Lookup(ctx context.Context, r verifier.LookupRequest) (verifier.L
 
 // Report forgets what is reported: a list of it would be collected as garbage
 // beside what is timed.
-func (pages) Report(context.Context, verifier.Report) error { return nil }
+func (pages) Report(context.Context, verifier.Report) (verifier.ReportAnswer, error) {
+	return verifier.ReportAnswer{}, nil
+}
 
 func benchRecord(i int) *record.Record {
 	id := benchID(i)

@@ -20,7 +20,7 @@ import (
 type Engine interface {
 	Sync(ctx context.Context, r SyncRequest) (SyncAnswer, error)
 	Lookup(ctx context.Context, r LookupRequest) (LookupAnswer, error)
-	Report(ctx context.Context, r Report) error
+	Report(ctx context.Context, r Report) (ReportAnswer, error)
 }
 
 // Client is what [OnVault] needs of a client of Vault whose paths lie below the
@@ -99,6 +99,18 @@ type Use struct {
 	LastUsed time.Time `json:"last_used,omitzero"`
 }
 
+// ReportAnswer is the answer to a Report that was taken.
+type ReportAnswer struct {
+	// Errors are the entries that were not counted, for what is in them.
+	Errors []EntryError `json:"errors"`
+}
+
+// EntryError is why an entry was not counted. Index is its place in the report.
+type EntryError struct {
+	Index int    `json:"index"`
+	Error string `json:"error"`
+}
+
 // OnVault is the engine behind a client.
 func OnVault(c Client) Engine { return onVault{c} }
 
@@ -123,6 +135,8 @@ func (v onVault) Lookup(ctx context.Context, r LookupRequest) (LookupAnswer, err
 	return answer, err
 }
 
-func (v onVault) Report(ctx context.Context, r Report) error {
-	return v.client.Write(ctx, "usage", r, nil)
+func (v onVault) Report(ctx context.Context, r Report) (ReportAnswer, error) {
+	var answer ReportAnswer
+	err := v.client.Write(ctx, "usage", r, &answer)
+	return answer, err
 }

@@ -38,8 +38,10 @@ type engine struct {
 	hang      bool
 	spoilSync func(*verifier.SyncAnswer)
 	spoilLook func(*verifier.LookupAnswer)
-	refuse    func(verifier.LookupRequest) bool
-	noReports bool
+	// spoilReport sees each report that arrives.
+	spoilReport func(verifier.Report, *verifier.ReportAnswer)
+	refuse      func(verifier.LookupRequest) bool
+	noReports   bool
 }
 
 type change struct {
@@ -190,17 +192,20 @@ func hideImported(r *record.Record) *record.Record {
 	return &shown
 }
 
-func (e *engine) Report(ctx context.Context, r verifier.Report) error {
+func (e *engine) Report(ctx context.Context, r verifier.Report) (a verifier.ReportAnswer, err error) {
 	if err := e.way(ctx); err != nil {
-		return err
+		return a, err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.noReports {
-		return errDown
+		return a, errDown
 	}
 	e.reports = append(e.reports, r)
-	return nil
+	if e.spoilReport != nil {
+		e.spoilReport(r, &a)
+	}
+	return a, nil
 }
 
 // set changes how the engine behaves.

@@ -453,6 +453,27 @@ func (u *usage) giveUp(r *Report) {
 	u.unsent = u.unsent[1:]
 }
 
+// taken is done with the first report. Entries that the engine has refused are
+// lost: it would refuse them again. It knows of them, so that no new boot has to
+// tell it.
+func (u *usage) taken(r *Report, errs []EntryError) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.unsent = u.unsent[1:]
+	dropped := map[int]bool{}
+	for _, e := range errs {
+		if e.Index < 0 || e.Index >= len(r.Entries) || dropped[e.Index] {
+			continue
+		}
+		dropped[e.Index] = true
+		entry := &r.Entries[e.Index]
+		u.lost += entry.Count + entry.Refused
+		if len(dropped) == 1 {
+			u.v.log.Warn("the engine does not count some use", "key_id", entry.KeyID, "version", entry.Version, "of", len(errs))
+		}
+	}
+}
+
 // send sends the reports that are ready, in order, until one fails. One that
 // the engine refuses twice, for what is in it, is given up.
 func (u *usage) send(ctx context.Context) bool {
@@ -465,7 +486,7 @@ func (u *usage) send(ctx context.Context) bool {
 		r := u.unsent[0]
 		u.mu.Unlock()
 		bounded, cancel := context.WithTimeout(ctx, u.v.config.RequestTimeout)
-		err := u.v.engine.Report(bounded, r)
+		answer, err := u.v.engine.Report(bounded, r)
 		cancel()
 		former := u.refused
 		u.refused = 0
@@ -483,9 +504,7 @@ func (u *usage) send(ctx context.Context) bool {
 			continue
 		}
 		u.v.stats.reports.Add(1)
-		u.mu.Lock()
-		u.unsent = u.unsent[1:]
-		u.mu.Unlock()
+		u.taken(&r, answer.Errors)
 		if u.failing {
 			u.failing = false
 			u.v.log.Info("use is reported again")

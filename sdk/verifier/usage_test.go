@@ -86,45 +86,129 @@ func TestEveryUseIsReportedOnce(t *testing.T) {
 	})
 }
 
+// TestReportedThroughIsHonest: when a report arrives, every use up to what it
+// says has arrived, also where it is one of many that an outage held back.
 func TestReportedThroughIsHonest(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		e := newEngine()
-		_, apiKey := e.key(t)
-		v := start(t, e)
-		synctest.Wait()
-		v.accepts(apiKey)
+		const kinds = 2500 // a report holds 1000
+		var keys []string
+		for range kinds {
+			_, apiKey := e.key(t)
+			keys = append(keys, apiKey)
+		}
+		var made []time.Time // guarded by the engine's lock
+		arrived, said := 0, 0
+		e.set(func() {
+			e.spoilReport = func(r verifier.Report, _ *verifier.ReportAnswer) {
+				for _, u := range r.Entries {
+					arrived += int(u.Count)
+				}
+				due := 0
+				for due < len(made) && !made[due].After(r.ReportedThrough) {
+					due++
+				}
+				if due > arrived {
+					t.Errorf("report %d says that all is told up to %s, when %d uses of %d have arrived", r.Sequence, r.ReportedThrough, arrived, due)
+				}
+				if !r.ReportedThrough.IsZero() {
+					said++
+				}
+			}
+		})
+		v := start(t, e, func(c *verifier.Config) { c.FirstFill = true })
+		time.Sleep(poll)
+		for second := range 60 {
+			e.set(func() { e.noReports = second >= 15 && second < 45 })
+			for i := range kinds / 10 {
+				e.set(func() { made = append(made, time.Now()) })
+				v.accepts(keys[(second*kinds/10+i)%kinds])
+			}
+			time.Sleep(time.Second)
+		}
 		time.Sleep(25 * time.Second)
 		e.set(func() {
 			last := e.reports[len(e.reports)-1]
-			if age := time.Since(last.ReportedThrough); age < time.Second || age > 20*time.Second {
+			if age := time.Since(last.ReportedThrough); age < time.Second || age > 12*time.Second {
 				t.Errorf("reported through %s ago", age)
 			}
-			if len(last.Entries) > 0 {
-				t.Errorf("a report of nothing has %d entries", len(last.Entries))
+			if arrived != len(made) || said < 5 {
+				t.Errorf("%d of %d uses arrived, in %d reports that say up to when", arrived, len(made), said)
 			}
 		})
 	})
 }
 
+// TestReportsSurviveAnOutage of ten minutes: what it holds back is counted once,
+// up to the bound.
 func TestReportsSurviveAnOutage(t *testing.T) {
+	for name, c := range map[string]struct{ bound, keys, lost int }{
+		"within the bound": {bound: 100, keys: 100},
+		"beyond it":        {bound: 80, keys: 100, lost: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				e := newEngine()
+				var keys []string
+				for range c.keys {
+					_, apiKey := e.key(t)
+					keys = append(keys, apiKey)
+				}
+				v := start(t, e, func(config *verifier.Config) { config.FirstFill, config.MaxUnreported = true, c.bound })
+				time.Sleep(11 * time.Second) // it has reported that nothing was used
+				e.set(func() { e.noReports = true })
+				uses := uint64(0)
+				for range 10 {
+					for _, apiKey := range keys {
+						v.accepts(apiKey)
+						uses++
+					}
+					time.Sleep(time.Minute)
+				}
+				h := v.Health()
+				if (h.LostUses > 0) != (c.lost > 0) || h.UnreportedUses+h.LostUses != uses {
+					t.Errorf("%d lost and %d unreported of %d", h.LostUses, h.UnreportedUses, uses)
+				}
+				e.set(func() { e.noReports = false })
+				time.Sleep(11 * time.Second)
+				total := uint64(0)
+				for _, n := range e.reported(t) {
+					total += n
+				}
+				if total+h.LostUses != uses || v.Health().UnreportedUses != 0 {
+					t.Errorf("%d were reported and %d lost of %d", total, h.LostUses, uses)
+				}
+			})
+		})
+	}
+}
+
+func TestAnEntryThatIsRefusedIsDroppedAndCounted(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		e := newEngine()
-		id, apiKey := e.key(t)
+		bad, first := e.key(t)
+		_, second := e.key(t)
+		refused := 0
+		e.set(func() {
+			e.spoilReport = func(r verifier.Report, a *verifier.ReportAnswer) {
+				for i, u := range r.Entries {
+					if u.KeyID == bad {
+						refused++
+						a.Errors = append(a.Errors, verifier.EntryError{Index: i, Error: "no such key"})
+					}
+				}
+				// Garbage counts for nothing.
+				a.Errors = append(a.Errors, verifier.EntryError{Index: -1}, verifier.EntryError{Index: len(r.Entries)})
+			}
+		})
 		v := start(t, e)
 		synctest.Wait()
-		v.accepts(apiKey)
-		e.set(func() { e.noReports = true })
-		for range 100 {
-			v.accepts(apiKey)
-			time.Sleep(6 * time.Second)
-		}
-		if h := v.Health(); h.UnreportedUses != 101 {
-			t.Errorf("%d unreported", h.UnreportedUses)
-		}
-		e.set(func() { e.noReports = false })
-		time.Sleep(11 * time.Second)
-		if got := e.reported(t)[id+" v1 eu"]; got != 101 {
-			t.Errorf("%d uses were reported, want 101", got)
+		v.accepts(first)
+		v.accepts(first)
+		v.accepts(second)
+		time.Sleep(time.Minute)
+		if h := v.Health(); h.LostUses != 2 || h.UnreportedUses != 0 || refused != 1 {
+			t.Errorf("%d lost, %d unreported, told %d times; want 2, none, once", h.LostUses, h.UnreportedUses, refused)
 		}
 	})
 }
@@ -174,15 +258,13 @@ type lossyReports struct {
 	n int
 }
 
-func (l *lossyReports) Report(ctx context.Context, r verifier.Report) error {
+func (l *lossyReports) Report(ctx context.Context, r verifier.Report) (verifier.ReportAnswer, error) {
 	r.Entries = slices.Clone(r.Entries)
-	if err := l.engine.Report(ctx, r); err != nil {
-		return err
+	a, err := l.engine.Report(ctx, r)
+	if l.n++; err == nil && l.n%2 == 1 {
+		err = errDown
 	}
-	if l.n++; l.n%2 == 1 {
-		return errDown
-	}
-	return nil
+	return a, err
 }
 
 // refusing refuses the reports that it does not like, as the engine does.
@@ -191,9 +273,9 @@ type refusing struct {
 	like func(verifier.Report) bool
 }
 
-func (e refusing) Report(ctx context.Context, r verifier.Report) error {
+func (e refusing) Report(ctx context.Context, r verifier.Report) (verifier.ReportAnswer, error) {
 	if !e.like(r) {
-		return &vaultclient.StatusError{Op: "write", Path: "apikeys/usage", Status: 400}
+		return verifier.ReportAnswer{}, &vaultclient.StatusError{Op: "write", Path: "apikeys/usage", Status: 400}
 	}
 	return e.engine.Report(ctx, r)
 }

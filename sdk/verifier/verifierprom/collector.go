@@ -42,7 +42,7 @@ var (
 	resets         = describe("resets_total", "Answers of the feed after which all records were revalidated.")
 	reports        = describe("reports_total", "Reports of use that were taken.")
 	reportFailures = describe("report_failures_total", "Reports of use that failed; they are sent again.")
-	lost           = describe("lost_uses_total", "Uses that were never reported, for want of memory.")
+	lost           = describe("lost_uses_total", "Uses that Vault has not counted: there was no room for them, or it refused them.")
 	unreported     = describe("unreported_uses", "Uses that have not been reported yet.")
 	cached         = describe("cached_keys", "Keys that are cached.")
 	ready          = describe("ready", "Whether cached keys are accepted.")

@@ -57,7 +57,9 @@ func (h *hanging) Lookup(ctx context.Context, r verifier.LookupRequest) (verifie
 	return answer, h.way(ctx)
 }
 
-func (h *hanging) Report(ctx context.Context, _ verifier.Report) error { return h.way(ctx) }
+func (h *hanging) Report(ctx context.Context, _ verifier.Report) (verifier.ReportAnswer, error) {
+	return verifier.ReportAnswer{}, h.way(ctx)
+}
 
 func makeKey(t *testing.T, id string) string {
 	t.Helper()
