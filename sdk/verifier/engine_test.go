@@ -42,6 +42,9 @@ type engine struct {
 	spoilReport func(verifier.Report, *verifier.ReportAnswer)
 	refuse      func(verifier.LookupRequest) bool
 	noReports   bool
+	// forgetful says that requests are not kept: askedFor counts what they ask.
+	forgetful bool
+	askedFor  int
 }
 
 type change struct {
@@ -121,7 +124,10 @@ func (e *engine) Lookup(ctx context.Context, r verifier.LookupRequest) (verifier
 		return verifier.LookupAnswer{}, err
 	}
 	e.mu.Lock()
-	e.lookups = append(e.lookups, r)
+	e.askedFor += len(r.KeyIDs) + len(r.Digests)
+	if !e.forgetful {
+		e.lookups = append(e.lookups, r)
+	}
 	a := verifier.LookupAnswer{Epoch: e.epochName(), Seq: e.seq, Now: e.now().Truncate(time.Millisecond)}
 	if e.refuse != nil && e.refuse(r) {
 		e.mu.Unlock()

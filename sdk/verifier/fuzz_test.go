@@ -6,6 +6,8 @@ import (
 	"context"
 	"encoding/json"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/verifier"
 )
@@ -59,5 +61,67 @@ func FuzzLookup(f *testing.F) {
 			}
 		}
 		_ = v.Close(t.Context())
+	})
+}
+
+// spoilt answers sync with what a Vault would have sent, once it is told to, and
+// all else as the engine does.
+type spoilt struct {
+	*engine
+	answer []byte
+}
+
+func (s *spoilt) Sync(ctx context.Context, r verifier.SyncRequest) (a verifier.SyncAnswer, err error) {
+	s.mu.Lock()
+	answer := s.answer
+	s.mu.Unlock()
+	if answer == nil {
+		return s.engine.Sync(ctx, r)
+	}
+	return a, json.Unmarshal(answer, &a)
+}
+
+// FuzzSync has the feed answer anything, again and again. Nothing panics, what
+// is revoked is not accepted for longer than records live, and what is not is
+// never refused.
+func FuzzSync(f *testing.F) {
+	for _, seed := range []string{
+		`{}`, `null`, `[]`, `"`, `{"epoch":"epoch-1","seq":3,"now":"2000-01-01T00:00:01.000Z"}`,
+		`{"epoch":"epoch-1","seq":18446744073709551615,"now":"2000-01-01T00:00:01.000Z","changed":["0123456789ab"]}`,
+		`{"epoch":"epoch-1","seq":0,"now":"1999-01-01T00:00:00.000Z"}`, `{"epoch":"epoch-1","seq":3,"now":"9999-12-31T23:59:59.999Z"}`,
+		`{"epoch":"epoch-2","seq":0,"now":"2000-01-01T00:00:01.000Z","reset":true}`, `{"epoch":"","seq":-1}`,
+		`{"epoch":"epoch-1","seq":1,"now":"2000-01-01T00:00:01Z","changed":[""],"roles":["","\u0000"]}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		if len(answer) == 0 {
+			return // nothing is spoilt
+		}
+		synctest.Test(t, func(t *testing.T) {
+			e := &spoilt{engine: newEngine()}
+			_, good := e.key(t)
+			id, revoked := e.key(t)
+			v := start(t, e.engine, func(c *verifier.Config) { c.Engine = e })
+			synctest.Wait()
+			v.accepts(good)
+			v.accepts(revoked)
+			e.set(func() { e.answer = answer })
+			e.revoke(id)
+			const lives = 5 * time.Minute // at most, see verifier's revalidation
+			for range 10 {
+				time.Sleep(lives/8 + time.Second)
+				if r := v.verify(good); r.Verdict == verifier.Refused {
+					t.Errorf("a good key is refused: %s", r.Code)
+				}
+			}
+			if r := v.verify(revoked); r.Verdict == verifier.Accepted {
+				t.Error("a revoked key is accepted long after")
+			}
+			e.set(func() { e.answer = nil })
+			time.Sleep(15 * time.Second)
+			v.accepts(good)
+			v.stop()
+		})
 	})
 }

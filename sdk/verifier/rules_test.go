@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -674,6 +676,51 @@ func TestAFloodOfUnknownKeysStarvesNoKnownOne(t *testing.T) {
 		if v.Stats().Limited == 0 {
 			t.Error("nothing was limited")
 		}
+	})
+}
+
+// TestAMillionStrangersTakeNoMemory presents keys with valid checksums that
+// nobody made, for as long as it takes to have all of them asked for.
+func TestAMillionStrangersTakeNoMemory(t *testing.T) {
+	strangers := 1_000_000
+	if raceEnabled || testing.Short() {
+		strangers = 50_000
+	}
+	synctest.Test(t, func(t *testing.T) { // alone: it looks at the memory of the process
+		e := newEngine()
+		e.set(func() { e.forgetful = true })
+		_, apiKey := e.key(t)
+		v := start(t, e)
+		synctest.Wait()
+		v.accepts(apiKey)
+		heap := func() int64 {
+			var m runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&m)
+			return int64(m.HeapAlloc)
+		}
+		before, began := heap(), time.Now()
+		random := mathrand.NewChaCha8([32]byte{})
+		const perSecond = 5_000
+		for i := range strangers {
+			id := must(token.NewID(random))
+			if r := v.verify(must(token.New(random, token.Format{}, id))); r.Verdict == verifier.Accepted {
+				t.Fatal("a stranger is accepted")
+			}
+			if i%perSecond == perSecond-1 {
+				v.accepts(apiKey)
+				time.Sleep(time.Second)
+			}
+		}
+		if grown := heap() - before; grown > 16<<20 {
+			t.Errorf("%d strangers left %d MiB behind", strangers, grown>>20)
+		}
+		const rate, burst = 500, 1000 // UnknownRate, and what may be at once
+		// Each is asked for by its id and, as it may be imported, by its digest.
+		if asked, most := e.askedFor, 2*(burst+rate*int(time.Since(began)/time.Second+1)); asked == 0 || asked > most {
+			t.Errorf("%d strangers were asked for, want at most %d", asked, most)
+		}
+		v.accepts(apiKey)
 	})
 }
 
