@@ -14,7 +14,7 @@
 //	make chaos                    40 minutes
 //	make chaos CHAOS_TIME=5m
 //
-// As part of `make e2e` the same runs in a small size.
+// Without CHAOS_TIME it runs in a small size.
 //
 //	CHAOS_TIME    how long faults strike, such as 40m (default 75s)
 //	CHAOS_REPORT  a folder for chaos.md and chaos.json (default: the test's log)
