@@ -17,7 +17,7 @@
 //
 // The first [Route] of the file that fits a request says which scopes it takes.
 // What fits none is refused, unless there are no routes. A path that readers may
-// take in several ways (dot segments, encoded slashes, path parameters) passes
+// take in several ways (dot segments, empty ones, escapes, parameters) passes
 // only if all readings lead to the same route. Then the request's one key is
 // found (verifierhttp.Places) and verified.
 //

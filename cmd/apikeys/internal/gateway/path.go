@@ -6,15 +6,13 @@ import (
 	"encoding/hex"
 	"net/url"
 	"path"
-	"slices"
 	"strings"
 )
 
-// readings are the ways in which servers may take the path of a request. They
-// differ in whether they decode it once or twice, all of it or all but slashes,
-// resolve dot segments, merge slashes, cut parameters off segments (;a=b), and
-// take a backslash for a slash. It tells false for a path that no server should
-// be given. A plain path has one reading, and no allocation.
+// readings are the ways in which servers may take the path of a request: all
+// that come of the steps below and of decoding, in any order and any number. It
+// tells false for a path that no server should be given, or that has too many
+// readings. A plain path has one reading, and no allocation.
 func readings(raw string) (first string, more []string, ok bool) {
 	if raw == "" || raw[0] != '/' {
 		return "", nil, false
@@ -36,43 +34,77 @@ func readings(raw string) (first string, more []string, ok bool) {
 	if _, err := url.PathUnescape(raw); err != nil {
 		return "", nil, false
 	}
-	texts := []string{raw}
-	for range maxDecodings {
-		var decoded []string
-		for _, text := range texts {
-			more = append(more, variants(text)...)
-			for _, next := range []string{decode(text, true), decode(text, false)} {
-				if next != text && !slices.Contains(decoded, next) {
-					decoded = append(decoded, next)
-				}
-			}
-		}
-		if len(decoded) == 0 {
-			slices.Sort(more)
-			return raw, slices.Compact(more), true
-		}
-		if slices.ContainsFunc(decoded, func(s string) bool { return strings.ContainsAny(s, "\x00\r\n") }) {
-			return "", nil, false
-		}
-		texts = decoded
+	all, ok := closure(raw)
+	if !ok {
+		return "", nil, false
 	}
-	// Still more to decode.
-	return "", nil, false
+	return raw, all[1:], true
 }
 
-// maxDecodings is how often a path may be encoded upon itself, plus the last
-// look that finds nothing more to decode.
-const maxDecodings = 3
+// What a path may come to. A stranger chooses it, so the work is bounded.
+const (
+	// maxDecodings is how often a path may be encoded upon itself.
+	maxDecodings = 2
+	maxReadings  = 256
+	// maxReadingBytes bounds all readings of a path together.
+	maxReadingBytes = 128 << 10
+)
+
+// steps are what servers do to a path beside decoding it.
+var steps = []func(string) string{
+	path.Clean, resolved, merged, slashed, withoutParameters, withoutQuery, withoutAuthority,
+}
+
+// closure are raw and all that steps and decoding make of it, until they make
+// nothing new. It tells false where that takes more than maxDecodings, comes to
+// too much, or to a control character, which some drop and some take for an end.
+func closure(raw string) (all []string, ok bool) {
+	known := map[string]bool{}
+	size := 0
+	ok = true
+	add := func(text string) {
+		if !ok || known[text] {
+			return
+		}
+		size += len(text)
+		ok = len(all) < maxReadings && size <= maxReadingBytes && !strings.ContainsFunc(text, isControl)
+		known[text] = true
+		all = append(all, text)
+	}
+	add(raw)
+	for begin, decodings := 0, 0; ok && begin < len(all); decodings++ {
+		if decodings > maxDecodings {
+			return nil, false
+		}
+		for i := begin; ok && i < len(all); i++ {
+			for _, step := range steps {
+				add(step(all[i]))
+			}
+		}
+		level := all[begin:]
+		begin = len(all)
+		for _, text := range level {
+			add(decode(text, true))
+			add(decode(text, false))
+		}
+	}
+	return all, ok
+}
 
 // decode replaces every escape that is one, as lenient readers do, or all but
-// those of slashes: these then stay a part of their segment.
+// those of slashes: these then stay a part of their segment. So does a backslash
+// until slashed.
 func decode(text string, slashes bool) string {
+	if !strings.Contains(text, "%") {
+		return text
+	}
 	var b strings.Builder
+	b.Grow(len(text))
+	var c [1]byte
 	for i := 0; i < len(text); i++ {
 		if text[i] == '%' && i+2 < len(text) {
-			c, err := hex.DecodeString(text[i+1 : i+3])
-			if err == nil && (slashes || c[0] != '/' && c[0] != '\\') {
-				b.Write(c)
+			if _, err := hex.Decode(c[:], []byte(text[i+1:i+3])); err == nil && (slashes || c[0] != '/') {
+				b.WriteByte(c[0])
 				i += 2
 				continue
 			}
@@ -82,19 +114,26 @@ func decode(text string, slashes bool) string {
 	return b.String()
 }
 
-// variants are the readings of a path that is not decoded any further. A proxy
-// that hands a decoded path on makes a query or a fragment of what follows a
-// decoded ? or #.
-func variants(text string) []string {
-	var readings []string
-	slashed := strings.ReplaceAll(text, `\`, "/")
-	for _, p := range []string{text, slashed, withoutParameters(text), withoutParameters(slashed)} {
-		readings = append(readings, p, merged(p), path.Clean(p))
+// resolved has dot segments removed as RFC 3986, section 5.2.4 does: unlike
+// path.Clean it takes nothing between two slashes for a segment, which .. takes
+// away.
+func resolved(p string) string {
+	segments := strings.Split(p[1:], "/")
+	kept := segments[:0]
+	for i, s := range segments {
+		switch s {
+		case ".":
+		case "..":
+			kept = kept[:max(len(kept)-1, 0)]
+		default:
+			kept = append(kept, s)
+			continue
+		}
+		if i == len(segments)-1 {
+			kept = append(kept, "")
+		}
 	}
-	if end := strings.IndexAny(text, "?#"); end >= 0 {
-		readings = append(readings, variants(text[:end])...)
-	}
-	return readings
+	return "/" + strings.Join(kept, "/")
 }
 
 // merged makes one slash of several.
@@ -104,6 +143,9 @@ func merged(p string) string {
 	}
 	return p
 }
+
+// slashed takes backslashes for slashes.
+func slashed(p string) string { return strings.ReplaceAll(p, `\`, "/") }
 
 // withoutParameters cuts each segment off at its first semicolon.
 func withoutParameters(p string) string {
@@ -115,6 +157,27 @@ func withoutParameters(p string) string {
 		segments[i], _, _ = strings.Cut(s, ";")
 	}
 	return strings.Join(segments, "/")
+}
+
+func isControl(r rune) bool { return r < ' ' }
+
+// withoutQuery ends at a decoded ?, # or space: a proxy that hands a decoded path
+// on makes a query, a fragment or the protocol of what follows.
+func withoutQuery(p string) string {
+	if end := strings.IndexAny(p, "?# "); end >= 0 {
+		return p[:end]
+	}
+	return p
+}
+
+// withoutAuthority takes what follows two slashes or more for a host, as those
+// do who resolve a path as a reference.
+func withoutAuthority(p string) string {
+	if !strings.HasPrefix(p, "//") {
+		return p
+	}
+	_, rest, _ := strings.Cut(strings.TrimLeft(p, "/"), "/")
+	return "/" + rest
 }
 
 // below tells whether p is prefix, or below it by whole segments. A prefix that

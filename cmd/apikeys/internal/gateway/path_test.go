@@ -3,10 +3,13 @@
 package gateway
 
 import (
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"path"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -85,6 +88,8 @@ func TestFindRoute(t *testing.T) {
 		{"GET", api, "/admin%253Fx", "AMBIGUOUS_PATH"},
 		{"GET", api, "/admin%23/../health", "AMBIGUOUS_PATH"},
 		{"GET", api, "/admin%2523x", "AMBIGUOUS_PATH"},
+		{"GET", api, "/admin%20", "AMBIGUOUS_PATH"}, // so does a space
+		{"GET", api, "/admin%20x", "AMBIGUOUS_PATH"},
 		{"GET", api, "/v1/orders/what%3F", "orders-read"},
 		{"GET", api, "/v1/orders/%23%3F17", "orders-read"},
 
@@ -105,6 +110,25 @@ func TestFindRoute(t *testing.T) {
 		{"GET", api, "/health/x%252fy/%252e%252e/%252e%252e/admin", "AMBIGUOUS_PATH"},
 		// Some merge slashes, and do not resolve dots.
 		{"GET", api, "//admin/..", "AMBIGUOUS_PATH"},
+		// Some resolve dots, and do not merge slashes: what .. takes away is empty.
+		{"GET", api, "/x/../admin//../y", "AMBIGUOUS_PATH"},
+		{"GET", api, "/../admin//../y", "AMBIGUOUS_PATH"},
+		{"GET", api, "/./admin//../users", "AMBIGUOUS_PATH"},
+		{"GET", api, "/%2e%2e/admin//../users", "AMBIGUOUS_PATH"},
+		{"GET", api, "/x/%252e%252e/admin//../y", "AMBIGUOUS_PATH"},
+		{"GET", api, `/x/..\admin/\..\y`, "AMBIGUOUS_PATH"},
+		{"GET", api, "/v1/orders/a//../b", "orders-read"},
+		// Some resolve dots, decode, and resolve dots again.
+		{"GET", api, "/x//../admin/%2e%2e/%2e%2e/y/..//admin", "AMBIGUOUS_PATH"},
+		{"GET", api, "/x%2f/../admin%2f%2f../y", "AMBIGUOUS_PATH"},
+		// Some decode backslashes, and no slashes.
+		{"GET", api, "/x%2fy%5c..%5cadmin", "AMBIGUOUS_PATH"},
+		// Some take what follows two slashes for a host.
+		{"GET", api, "//x/admin", "AMBIGUOUS_PATH"},
+		{"GET", api, `/\x/admin`, "AMBIGUOUS_PATH"},
+		{"GET", api, "///x:80/admin", "AMBIGUOUS_PATH"},
+		{"GET", api, "/x/..//y/admin", "AMBIGUOUS_PATH"},
+		{"GET", api, "//x/y", "rest"},
 
 		// Nobody should be given these.
 		{"GET", api, "", "AMBIGUOUS_PATH"},
@@ -115,8 +139,12 @@ func TestFindRoute(t *testing.T) {
 		{"GET", api, "/health#/admin", "AMBIGUOUS_PATH"},
 		{"GET", api, "/health/%00", "AMBIGUOUS_PATH"},
 		{"GET", api, "/health/%0d%0a", "AMBIGUOUS_PATH"},
+		{"GET", api, "/health/.%09./admin", "AMBIGUOUS_PATH"},
+		{"GET", api, "/health%1f", "AMBIGUOUS_PATH"},
 		{"GET", api, "/x%", "AMBIGUOUS_PATH"},
 		{"GET", api, "/x%zz", "AMBIGUOUS_PATH"},
+		{"GET", api, "/x%2525", "rest"},
+		{"GET", api, "/x%252525", "AMBIGUOUS_PATH"},
 		{"GET", api, "/x%2525252541", "AMBIGUOUS_PATH"},
 	} {
 		route, reason := routes.find(c.method, c.host, c.path)
@@ -137,60 +165,132 @@ func TestFindRoute(t *testing.T) {
 // sees that none serves what a route of other scopes protects.
 func TestRoutesHoldWhateverTheUpstream(t *testing.T) {
 	t.Parallel()
-	routes := table{{Name: "admin", Path: "/admin"}, {Name: "rest", Path: "/"}}
-	mux := http.NewServeMux()
-	var served string
-	mux.HandleFunc("/admin/", func(http.ResponseWriter, *http.Request) { served = "admin" })
-	mux.HandleFunc("/admin", func(http.ResponseWriter, *http.Request) { served = "admin" })
-	mux.HandleFunc("/", func(http.ResponseWriter, *http.Request) { served = "rest" })
-	readers := map[string]func(string) string{
-		"net/http": func(raw string) string {
-			u, err := url.ParseRequestURI(raw)
-			if err != nil {
-				return "rest"
-			}
-			served = "" // a redirect: the client asks again
-			mux.ServeHTTP(httptest.NewRecorder(), &http.Request{Method: "GET", URL: u, Host: "x"})
-			return served
-		},
-		"decodes, then cleans": func(raw string) string { return first(path.Clean(lenient(raw))) },
-		"decodes twice":        func(raw string) string { return first(path.Clean(lenient(lenient(raw)))) },
-		"cuts parameters": func(raw string) string {
-			segments := strings.Split(lenient(raw), "/")
-			for i := range segments {
-				segments[i], _, _ = strings.Cut(segments[i], ";")
-			}
-			return first(path.Clean(strings.Join(segments, "/")))
-		},
-		"ends at a decoded query or fragment": func(raw string) string {
-			decoded := lenient(raw)
-			if end := strings.IndexAny(decoded, "?#"); end >= 0 {
-				decoded = decoded[:end]
-			}
-			return first(path.Clean(decoded))
-		},
-		"decodes all but slashes, then cleans": func(raw string) string { return first(path.Clean(butSlashes(raw))) },
-		"merges slashes": func(raw string) string {
-			return first(strings.ReplaceAll(strings.ReplaceAll(raw, "//", "/"), "//", "/"))
-		},
-		"takes backslashes for slashes": func(raw string) string { return first(path.Clean(strings.ReplaceAll(lenient(raw), `\`, "/"))) },
-	}
 	rapid.Check(t, func(t *rapid.T) {
 		parts := rapid.SliceOfN(rapid.SampledFrom([]string{
-			"/", "admin", "x", "..", ".", ";", `\`, "%2f", "%2F", "%2e", "%5c", "%61", "%252e", "%252f", "%3b", "%25", "%3f", "%23", "a=b", "%2561dmin", "//", "ADMIN", "é",
-		}), 0, 8).Draw(t, "parts")
-		raw := "/" + strings.Join(parts, "")
-		route, _ := routes.find("GET", "x", raw)
-		if route == nil {
-			return
-		}
-		for name, reader := range readers {
-			if got := reader(raw); got != "" && got != route.Name {
-				t.Fatalf("%q is %s here, and %s for a server that %s", raw, route.Name, got, name)
-			}
-		}
+			"/", "admin", "x", "..", ".", ";", `\`, "%2f", "%2F", "%2e", "%5c", "%61", "%252e", "%252f", "%3b", "%25", "%3f", "%23", "%20", "a=b", "%2561dmin", "//", "/../", "ADMIN", "é",
+		}), 0, 10).Draw(t, "parts")
+		routesHold(t, "/"+strings.Join(parts, ""), rapid.SliceOfN(rapid.Byte(), 0, 8).Draw(t, "order"))
 	})
 }
+
+func FuzzRoutesHoldWhateverTheUpstream(f *testing.F) {
+	for _, raw := range []string{
+		"/x/../admin//../y", "/%2e%2e/admin//../y", "/%252e%252e/admin", `/x/..;\y/admin`, "/admin%3fx", "//x/admin", "/x%2fy%5c..%5cadmin", "/admin;x", "/y%20z/",
+	} {
+		f.Add(raw, []byte{0, 4, 0, 4})
+	}
+	f.Fuzz(func(t *testing.T, raw string, order []byte) { routesHold(t, raw, order[:min(len(order), 8)]) })
+}
+
+// routesHold sees what each reader makes of a path, and what a server does that
+// does several of these in an order.
+func routesHold(t rapid.TB, raw string, order []byte) {
+	routes := table{{Name: "admin", Path: "/admin"}, {Name: "rest", Path: "/"}}
+	route, _ := routes.find("GET", "x", raw)
+	if route == nil {
+		return
+	}
+	if got := serveMux(raw); got != "" && got != route.Name {
+		t.Fatalf("%q is %s here, and %s for net/http", raw, route.Name, got)
+	}
+	names := slices.Sorted(maps.Keys(readers))
+	for _, name := range names {
+		if got := first(readers[name](raw)); got != route.Name {
+			t.Fatalf("%q is %s here, and %s for a server that %s", raw, route.Name, got, name)
+		}
+	}
+	p := raw
+	for _, i := range order {
+		p = readers[names[int(i)%len(names)]](p)
+	}
+	if got := first(p); got != route.Name {
+		t.Fatalf("%q is %s here, and %s for a server that takes it for %q", raw, route.Name, got, p)
+	}
+}
+
+// readers are what servers make of a path.
+var readers = map[string]func(string) string{
+	"decodes":                       lenient,
+	"cleans":                        path.Clean,
+	"decodes, then cleans":          func(p string) string { return path.Clean(lenient(p)) },
+	"decodes twice, then cleans":    func(p string) string { return path.Clean(lenient(lenient(p))) },
+	"resolves as RFC 3986":          rfc3986,
+	"decodes, then resolves":        func(p string) string { return rfc3986(lenient(p)) },
+	"resolves, decodes, resolves":   func(p string) string { return rfc3986(lenient(rfc3986(p))) },
+	"resolves, decodes, cleans":     func(p string) string { return path.Clean(lenient(rfc3986(p))) },
+	"cleans, decodes, resolves":     func(p string) string { return rfc3986(lenient(path.Clean(p))) },
+	"decodes all but slashes":       func(p string) string { return but(p, "%2f", "%2F") },
+	"decodes all but both slashes":  butSlashes,
+	"decodes these, then cleans":    func(p string) string { return path.Clean(butSlashes(p)) },
+	"decodes these, then resolves":  func(p string) string { return rfc3986(butSlashes(p)) },
+	"cuts parameters":               cutParameters,
+	"decodes, cuts, cleans":         func(p string) string { return path.Clean(cutParameters(lenient(p))) },
+	"ends at a query":               cutQuery,
+	"decodes, ends at it, cleans":   func(p string) string { return path.Clean(cutQuery(lenient(p))) },
+	"merges slashes":                func(p string) string { return strings.ReplaceAll(strings.ReplaceAll(p, "//", "/"), "//", "/") },
+	"takes backslashes for slashes": turn,
+	"decodes, turns, cleans":        func(p string) string { return path.Clean(turn(lenient(p))) },
+	"takes //x for a host": func(p string) string {
+		u, err := (&url.URL{Scheme: "http", Host: "x"}).Parse(turn(p))
+		if err != nil {
+			return p
+		}
+		return "/" + strings.TrimPrefix(u.EscapedPath(), "/")
+	},
+}
+
+// serveMux is the route by which net/http serves a path.
+func serveMux(raw string) (served string) {
+	u, err := url.ParseRequestURI(raw)
+	if err != nil {
+		return "rest"
+	}
+	mux := http.NewServeMux()
+	for pattern, route := range map[string]string{"/admin/": "admin", "/admin": "admin", "/": "rest"} {
+		mux.HandleFunc(pattern, func(http.ResponseWriter, *http.Request) { served = route })
+	}
+	// Nothing is served by a redirect: the client asks again.
+	mux.ServeHTTP(httptest.NewRecorder(), &http.Request{Method: "GET", URL: u, Host: "x"})
+	return served
+}
+
+// rfc3986 removes dot segments by the rules of section 5.2.4, one by one.
+func rfc3986(in string) string {
+	out := ""
+	for in != "" {
+		switch {
+		case strings.HasPrefix(in, "/./"), in == "/.": // B
+			in = "/" + strings.TrimPrefix(in[2:], "/")
+		case strings.HasPrefix(in, "/../"), in == "/..": // C
+			in = "/" + strings.TrimPrefix(in[3:], "/")
+			out = out[:max(strings.LastIndex(out, "/"), 0)]
+		default: // E
+			end := len(in)
+			if next := strings.Index(in[1:], "/"); next >= 0 {
+				end = next + 1
+			}
+			out, in = out+in[:end], in[end:]
+		}
+	}
+	return out
+}
+
+func cutParameters(p string) string {
+	segments := strings.Split(p, "/")
+	for i := range segments {
+		segments[i], _, _ = strings.Cut(segments[i], ";")
+	}
+	return strings.Join(segments, "/")
+}
+
+func cutQuery(p string) string {
+	if end := strings.IndexAny(p, "?# "); end >= 0 {
+		return p[:end]
+	}
+	return p
+}
+
+func turn(p string) string { return strings.ReplaceAll(p, `\`, "/") }
 
 func first(p string) string {
 	if p == "/admin" || strings.HasPrefix(p, "/admin/") {
@@ -200,8 +300,11 @@ func first(p string) string {
 }
 
 // butSlashes decodes what it can but slashes.
-func butSlashes(s string) string {
-	for _, kept := range []string{"%2f", "%2F", "%5c", "%5C"} {
+func butSlashes(s string) string { return but(s, "%2f", "%2F", "%5c", "%5C") }
+
+// but decodes what it can but escapes.
+func but(s string, escapes ...string) string {
+	for _, kept := range escapes {
 		s = strings.ReplaceAll(s, kept, "\x02"+kept[1:])
 	}
 	return strings.ReplaceAll(lenient(s), "\x02", "%")
@@ -209,7 +312,7 @@ func butSlashes(s string) string {
 
 // lenient decodes what it can, slowly.
 func lenient(s string) string {
-	for _, c := range []byte("%/.\\;?#adminx=b") {
+	for _, c := range []byte("%/.\\;?# adminx=b") {
 		for _, code := range []string{hexOf(c), strings.ToUpper(hexOf(c))} {
 			s = strings.ReplaceAll(s, "%"+code, "\x01"+string(c))
 		}
@@ -220,6 +323,55 @@ func lenient(s string) string {
 func hexOf(c byte) string {
 	const digits = "0123456789abcdef"
 	return string([]byte{digits[c>>4], digits[c&15]})
+}
+
+// worstPaths have many readings, long ones, or both.
+func worstPaths() map[string]string {
+	const many = `/%2f|/../%252f\//%2f%5c^%2e%2F%3b`
+	return map[string]string{
+		"many":              many,
+		"many, and long":    many + strings.Repeat("x", 200),
+		"too many":          strings.Repeat(many, 8),
+		"too many to hold":  strings.Repeat(`/..;/%252e%2f\%3f/`, 2000),
+		"too many segments": strings.Repeat("/", maxReadingBytes-1) + "x",
+		"many dots":         strings.Repeat("/.%2e", 10_000),
+		"as long as can":    "/%41" + strings.Repeat("x", maxReadingBytes/2-4),
+		"too long":          "/%" + strings.Repeat("41", maxReadingBytes/2),
+	}
+}
+
+// TestWorstPathsCostLittle counts, because a clock would tell of the machine.
+func TestWorstPathsCostLittle(t *testing.T) {
+	for name, raw := range worstPaths() {
+		first, more, ok := readings(raw)
+		size := len(first)
+		for _, p := range more {
+			size += len(p)
+		}
+		if ok == strings.Contains(name, "too") || len(more) >= maxReadings || size > maxReadingBytes {
+			t.Errorf("%s: %d readings of %d bytes, %v", name, 1+len(more), size, ok)
+		}
+		// A few for each step of each reading.
+		if n := testing.AllocsPerRun(1, func() { _, _, _ = readings(raw) }); n > 4*maxReadings*float64(len(steps)+2) {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+}
+
+func BenchmarkWorstPaths(b *testing.B) {
+	routes := make(table, maxRoutes)
+	for i := range routes {
+		routes[i] = &Route{Path: "/route/" + strconv.Itoa(i)}
+	}
+	routes[maxRoutes-1].Path = "/"
+	for name, raw := range worstPaths() {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				_, _ = routes.find("GET", "x", raw)
+			}
+		})
+	}
 }
 
 func TestPlainPathsCostNothing(t *testing.T) {

@@ -50,7 +50,7 @@ func (t table) find(method, host, rawPath string) (*Route, Reason) {
 		more = append(more, first)
 	}
 	for _, p := range more {
-		if t.match(method, host, p) != found || t.match(upper, host, p) != found {
+		if t.match(method, host, p) != found || upper != method && t.match(upper, host, p) != found {
 			return nil, ReasonPath
 		}
 	}
