@@ -54,7 +54,8 @@ Command Options:
       also be set by the environment variable APIKEYS_LOG_LEVEL.
 
   -validate
-      Check the configuration and end. The default is false.
+      Check the configuration and the certificates that it names, and end. The
+      default is false.
 `
 }
 
@@ -89,7 +90,7 @@ func (c *gatewayCommand) Run(args []string) int {
 		return c.wrong(fmt.Sprintf("-log-level must be debug, info, warn or error, got %q", level))
 	}
 	if *validate {
-		if _, err := gateway.Load(configs...); err != nil {
+		if err := gateway.Validate(configs); err != nil {
 			c.ui.Error(fmt.Sprintf("The configuration cannot be used:\n%s", err))
 			return exitUsage
 		}

@@ -22,6 +22,22 @@ func TestCommandLine(t *testing.T) {
 	if err := os.WriteFile(taken, []byte(`listener "http" { address = "unix:`+dir+`/no/such/folder" }`), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	certless := filepath.Join(dir, "certless.hcl")
+	if err := os.WriteFile(certless, []byte(`listener "http" {
+  address       = "127.0.0.1:9180"
+  tls_cert_file = "`+dir+`/absent.pem"
+  tls_key_file  = "`+bad+`"
+}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pairless := filepath.Join(dir, "pairless.hcl")
+	if err := os.WriteFile(pairless, []byte(`listener "http" {
+  address       = "127.0.0.1:9180"
+  tls_cert_file = "`+good+`"
+  tls_key_file  = "`+bad+`"
+}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	t.Setenv("VAULT_TOKEN", "not-a-token")
 	t.Setenv("VAULT_ADDR", "http://127.0.0.1:1")
 	for _, c := range []struct {
@@ -45,6 +61,8 @@ func TestCommandLine(t *testing.T) {
 		{"gateway -config=" + good + " -validate", 0, "Success! The configuration is valid.", ""},
 		{"gateway -validate -config " + good, 0, "Success! The configuration is valid.", ""},
 		{"gateway -config=" + bad + " -validate", 1, "", "bad.hcl:1"},
+		{"gateway -config=" + certless + " -validate", 1, "", "absent.pem"},
+		{"gateway -config=" + pairless + " -validate", 1, "", "read the certificate " + good},
 		{"gateway -config=" + bad, 1, "", "bad.hcl:1"},
 		{"gateway -config=" + dir + "/missing.hcl", 1, "", "missing.hcl"},
 		{"gateway -config=" + taken, 2, "", `listener "http"`},

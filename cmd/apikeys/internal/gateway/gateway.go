@@ -86,6 +86,21 @@ func New(paths []string, log, access *slog.Logger) (*Gateway, error) {
 	return g, nil
 }
 
+// Validate tells what is wrong with the configuration in paths, or with the
+// certificates that it names. It asks neither Vault nor for addresses.
+func Validate(paths []string) error {
+	config, err := Load(paths...)
+	if err != nil {
+		return err
+	}
+	certificates, err := readCertificates(config.Static.Listeners)
+	if err != nil {
+		return err
+	}
+	_, err = newCertificates(certificates)
+	return err
+}
+
 // newGateway makes one that cannot verify yet.
 func newGateway(config Config, certificates [][]source, log, access *slog.Logger) (*Gateway, error) {
 	served, err := newCertificates(certificates)
@@ -136,8 +151,9 @@ func lookOf(f files, err error) look {
 }
 
 // Reload reads the files again and puts the policy and the certificates in
-// force, both at once. Where any of it cannot be used, all stays as it was; the
-// log, the metrics and readiness say so, and the error why.
+// force, both at once. Where any of it cannot be used, or no routes are left of
+// some, all stays as it was; the log, the metrics and readiness say so, and the
+// error why.
 func (g *Gateway) Reload() error {
 	g.reloading.Lock()
 	defer g.reloading.Unlock()
@@ -167,6 +183,10 @@ func (g *Gateway) reload(f files, err error) error {
 	var config Config
 	if err == nil {
 		config, err = parse(f.config)
+	}
+	// A file that is emptied in place would open what the routes protect.
+	if routes := g.policy.Load().routes; err == nil && len(config.Policy.Routes) == 0 && len(routes) > 0 {
+		err = fmt.Errorf("there are no routes any more, so that every valid key would do for every request; before there were %d: restart if that is meant", len(routes))
 	}
 	var served []*tls.Config
 	if err == nil {

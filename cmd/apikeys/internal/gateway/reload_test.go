@@ -148,6 +148,64 @@ func TestWatchWaitsForWholeFiles(t *testing.T) {
 	}
 }
 
+// TestNoReloadOpensAllRoutes empties a file of routes in place, and takes it away.
+func TestNoReloadOpensAllRoutes(t *testing.T) {
+	t.Parallel()
+	g := newTestGateway(t, testConfig)
+	dir := t.TempDir()
+	rest, routes, found := strings.Cut(testConfig, `route "health"`)
+	if !found {
+		t.Fatal("no routes to take away")
+	}
+	routes = `route "health"` + routes
+	writeFile(t, dir+"/gateway.hcl", rest)
+	writeFile(t, dir+"/routes.hcl", routes)
+	g.paths = []string{dir}
+	g.acted = lookOf(g.read())
+	g.seen = g.acted
+	status := func() int {
+		answer := g.ask(http.MethodPost, "/v1/orders", http.Header{"X-Api-Key": {goodKey}}) // without orders:write
+		_ = answer.Body.Close()
+		return answer.StatusCode
+	}
+
+	writeFile(t, dir+"/routes.hcl", "")
+	if err := g.reloadIfChanged(); err != nil {
+		t.Fatal(err)
+	}
+	for _, reload := range []func() error{g.reloadIfChanged, g.Reload} { // the second look, and a signal
+		if err := reload(); err == nil || !strings.Contains(err.Error(), "restart if that is meant") {
+			t.Errorf("no routes: %v", err)
+		}
+	}
+	if err := os.Remove(dir + "/routes.hcl"); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Reload(); err == nil {
+		t.Error("no file of routes was taken")
+	}
+	if !g.outdated.Load() || status() != http.StatusForbidden {
+		t.Errorf("without routes: %d, outdated %v", status(), g.outdated.Load())
+	}
+
+	writeFile(t, dir+"/routes.hcl", routes)
+	if err := g.Reload(); err != nil || g.outdated.Load() || status() != http.StatusForbidden {
+		t.Errorf("with them again: %v, %d", err, status())
+	}
+
+	// Who began without routes may go on so, and may add some.
+	open := newTestGateway(t, rest)
+	open.paths = []string{dir}
+	writeFile(t, dir+"/routes.hcl", "")
+	if err := open.Reload(); err != nil {
+		t.Errorf("from no routes to none: %v", err)
+	}
+	writeFile(t, dir+"/routes.hcl", routes)
+	if err := open.Reload(); err != nil {
+		t.Errorf("from no routes to some: %v", err)
+	}
+}
+
 // tlsGateway is one that is served with a certificate of ca's in dir.
 func tlsGateway(t *testing.T, dir string) (g *testGateway, ask func(ca *authority, certs ...tls.Certificate) (int, error)) {
 	t.Helper()
