@@ -14,7 +14,7 @@ import (
 type stats struct {
 	codes [16]atomic.Uint64 // refusals, in the order of record.Codes
 
-	fetched, unavailable, negatives           atomic.Uint64
+	unavailable, negatives                    atomic.Uint64
 	lookups, lookupFailures, records, limited atomic.Uint64
 	syncs, syncFailures, resets               atomic.Uint64
 	reports, reportFailures                   atomic.Uint64
@@ -33,10 +33,10 @@ func (s *stats) code(code record.Code) {
 // Health tells how the verifier is.
 func (v *Verifier) Health() Health {
 	f, now := v.feed.Load(), v.now()
-	_, unreported, lost := v.usage.total()
+	uses := v.usage.total()
 	h := Health{
 		Ready: f.generation > 0 && now < f.good, FeedAge: -1, Epoch: f.epoch, Seq: f.seq,
-		CachedKeys: v.cache.len(), Skew: time.Duration(v.skew.Load()), UnreportedUses: unreported, LostUses: lost,
+		CachedKeys: v.cache.len(), Skew: time.Duration(v.skew.Load()), UnreportedUses: uses.unreported, LostUses: uses.lost,
 	}
 	if f.generation > 0 && f.good >= 0 {
 		h.FeedAge = time.Duration(now - f.good + mono(v.config.MaxStale))
@@ -49,10 +49,10 @@ func (v *Verifier) Health() Health {
 
 // Stats tells what the verifier did.
 func (v *Verifier) Stats() Stats {
-	counted, _, _ := v.usage.total()
+	uses := v.usage.total()
 	s := Stats{
 		Codes: map[record.Code]uint64{}, Unavailable: v.stats.unavailable.Load(),
-		Hits: counted - v.stats.fetched.Load(), Negatives: v.stats.negatives.Load(),
+		Hits: uses.hits, Negatives: v.stats.negatives.Load(),
 		Lookups: v.stats.lookups.Load(), LookupFailures: v.stats.lookupFailures.Load(), Records: v.stats.records.Load(), Limited: v.stats.limited.Load(),
 		Syncs: v.stats.syncs.Load(), SyncFailures: v.stats.syncFailures.Load(), Resets: v.stats.resets.Load(),
 		Reports: v.stats.reports.Load(), ReportFailures: v.stats.reportFailures.Load(),
@@ -62,8 +62,8 @@ func (v *Verifier) Stats() Stats {
 			s.Codes[code] = n
 		}
 	}
-	if counted > 0 {
-		s.Codes[record.CodeValid] = counted
+	if uses.accepted > 0 {
+		s.Codes[record.CodeValid] = uses.accepted
 	}
 	return s
 }

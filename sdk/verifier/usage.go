@@ -106,13 +106,14 @@ type usage struct {
 	lost     uint64
 	losing   bool
 	counted  uint64 // drained so far
+	fetched  uint64 // of these, judged by a fresh record
 	failing  bool
 	refused  uint64 // the sequence of the report that the engine refused last
 }
 
 func newUsage(v *Verifier) *usage {
 	u := &usage{v: v, pending: map[useKey]use{}, boot: newBoot(), full: make(chan struct{}, 1), stripes: make([]stripe, 2*min(runtime.GOMAXPROCS(0), 64))}
-	u.hands.New = func() any { return &u.stripes[int(u.turn.Add(1))%len(u.stripes)] }
+	u.hands.New = func() any { return &u.stripes[u.turn.Add(1)%uint32(len(u.stripes))] } //nolint:gosec // there are at most 128
 	return u
 }
 
@@ -135,28 +136,37 @@ func (u *usage) used(v *version, source string, now mono) {
 		source = ""
 	}
 	s, _ := u.hands.Get().(*stripe)
+	u.note(s, oneUse{v, source, now.tick()})
+	u.hands.Put(s)
+}
+
+func (u *usage) note(s *stripe, one oneUse) {
 	s.mu.Lock()
-	s.uses[s.n] = oneUse{v, source, now.tick()}
+	defer s.mu.Unlock()
+	s.uses[s.n] = one
 	if s.n++; s.n == stripeUses {
 		u.count(s)
 	}
-	s.mu.Unlock()
-	u.hands.Put(s)
 }
 
 // settle counts all uses that were noted.
 func (u *usage) settle() {
 	for i := range u.stripes {
-		s := &u.stripes[i]
-		s.mu.Lock()
-		u.count(s)
-		s.mu.Unlock()
+		u.settleOne(&u.stripes[i])
 	}
+}
+
+func (u *usage) settleOne(s *stripe) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u.count(s)
 }
 
 // count counts what a stripe holds. The caller locks the stripe.
 func (u *usage) count(s *stripe) {
 	uses := s.uses[:s.n]
+	s.n = 0
+	defer clear(uses) // they keep nothing alive
 	// All are read first: these reads wait for memory together, and atomic
 	// additions would one after the other.
 	for i := range uses {
@@ -174,10 +184,7 @@ func (u *usage) count(s *stripe) {
 		if one.source != "" {
 			c = c.at(one.source)
 		}
-		c.n.Add(uint64(n))
-		if tick(c.last.Load()) < one.at {
-			c.last.Store(uint32(one.at))
-		}
+		c.add(uint64(n), one.at)
 		if !c.listed.Load() && !c.listed.Swap(true) {
 			c.next, listed = listed, c
 			fresh++
@@ -185,8 +192,21 @@ func (u *usage) count(s *stripe) {
 		u.v.cache.touch(c.in, one.at)
 	}
 	u.list(listed, fresh)
-	clear(s.uses[:s.n]) // they keep nothing alive
-	s.n = 0
+}
+
+// add counts n uses, the last of them at a tick. That comes first: whoever takes
+// the count must not miss when it was.
+func (c *counter) add(n uint64, at tick) {
+	for last := c.last.Load(); tick(last) < at && !c.last.CompareAndSwap(last, uint32(at)); last = c.last.Load() {
+	}
+	c.n.Add(n)
+}
+
+// take returns the uses that were counted since the last time, and the tick of
+// the last use.
+func (c *counter) take() (n uint64, last tick) {
+	n = c.n.Swap(0)
+	return n, tick(c.last.Load())
 }
 
 // at returns the counter of a source.
@@ -266,6 +286,7 @@ func (u *usage) add(k useKey, now mono, count, refused uint64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.counted += count
+	u.fetched += count
 	u.put(k, use{count, refused, now})
 }
 
@@ -302,8 +323,7 @@ func (u *usage) collect() {
 		u.length.Add(-1)
 		// Whoever counts from here on lists it again.
 		c.listed.Store(false)
-		last := tick(c.last.Load())
-		if n := c.n.Swap(0); n > 0 {
+		if n, last := c.take(); n > 0 {
 			k := useKey{key: c.in.record.KeyID, version: c.of.Number, source: u.v.config.Source}
 			if s := c.sources.Load(); s != nil && s.name != "" {
 				k.source = s.name
@@ -315,11 +335,15 @@ func (u *usage) collect() {
 	}
 }
 
-// total is how many uses were accepted so far.
-func (u *usage) total() (counted, unreported, lost uint64) {
+// total is what came of uses so far: of those accepted, hits were by cached
+// records.
+type total struct{ accepted, hits, unreported, lost uint64 }
+
+func (u *usage) total() total {
 	u.collect()
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	unreported := uint64(0)
 	for _, p := range u.pending {
 		unreported += p.count + p.refused
 	}
@@ -328,7 +352,7 @@ func (u *usage) total() (counted, unreported, lost uint64) {
 			unreported += e.Count + e.Refused
 		}
 	}
-	return u.counted, unreported, u.lost
+	return total{u.counted, u.counted - u.fetched, unreported, u.lost}
 }
 
 // run reports until ctx ends.

@@ -194,8 +194,7 @@ func (v *Verifier) Close(ctx context.Context) error {
 		over.good = -1 // what is cached is accepted no more
 		v.feed.Store(&over)
 		if !v.usage.report(ctx) {
-			_, unreported, _ := v.usage.total()
-			v.closed = fmt.Errorf("%d uses could not be reported", unreported)
+			v.closed = fmt.Errorf("%d uses could not be reported", v.usage.total().unreported)
 		}
 	})
 	return v.closed

@@ -193,7 +193,6 @@ func (v *Verifier) judge(ctx context.Context, f *flight, version *record.Version
 	now := v.now()
 	late := f.record.Judge(vaultTime(f.clock.latest(now)), version, p.query)
 	if late.Code == record.CodeValid {
-		v.stats.fetched.Add(1)
 		v.usage.add(useKey{key: f.record.KeyID, version: version.Number, source: p.source}, now, 1, 0)
 		return Result{
 			Verdict: Accepted, Code: record.CodeValid, State: late.State, Scopes: late.Scopes, Key: f.record, Version: version,
