@@ -4,6 +4,7 @@ package backend
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -58,7 +59,8 @@ func (b *Backend) pathUsage() []*framework.Path {
 			HelpSynopsis: "Report the use of keys that were verified elsewhere.",
 			HelpDescription: `A verifier that checks keys without asking Vault reports what it saw. verifier, boot
 and sequence name a report: one that is sent again counts once. Reports may be
-late and out of order.`,
+late and out of order. One that is answered with an error of storage is to be
+sent again as it was, though it may have been counted.`,
 		},
 		{
 			Pattern:      usagePattern,
@@ -140,7 +142,6 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 			return nil, err
 		}
 	}
-	answer := map[string]any{"counted": 0, "duplicate": false, "errors": []any{}}
 	// The keys are read before the report is noted, so that a failure of
 	// storage leaves it to be sent again.
 	entries, faults, err := b.usageEntries(ctx, c, now)
@@ -155,22 +156,27 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 			c.keeper.Usage.Add(e.lastUsed, e.key.ID, e.version.Number, e.source, usage.Uses{Accepted: e.count, Refused: e.refused, Stale: e.stale()})
 		}
 	}
-	// A report that comes again may come while, or because, what it counted was
-	// not stored yet.
-	defer func() { c.watch.remember(ctx, firstsOf(c.keeper.Usage, entries)) }()
-	if !c.keeper.Book.Reports.Accept(verifierName(c.caller(), verifier), boot, uint64(c.number("sequence")), through, now, count) { //nolint:gosec // it is at least 1
-		answer["duplicate"] = true
-		return &logical.Response{Data: answer}, nil
-	}
-	for _, e := range entries {
-		if e.count > 0 {
-			c.watch.usedFirst(e.key, e.version.Number)
-		}
-		if e.stale() > 0 {
-			c.watch.refusedStale(e.key, &e.version, now)
+	counted := c.keeper.Book.Reports.Accept(verifierName(c.caller(), verifier), boot, uint64(c.number("sequence")), through, now, count) //nolint:gosec // it is at least 1
+	if counted {
+		for _, e := range entries {
+			if e.count > 0 {
+				c.watch.usedFirst(e.key, e.version.Number)
+			}
+			if e.stale() > 0 {
+				c.watch.refusedStale(e.key, &e.version, now)
+			}
 		}
 	}
-	answer["counted"], answer["errors"] = len(entries), faults
+	// Also a report that comes again: it may do so because this failed. Who
+	// reports would not tell again what is answered, so that a crash would hide
+	// the source.
+	if err := c.watch.remember(ctx, firstsOf(c.keeper.Usage, entries)); err != nil {
+		return nil, fmt.Errorf("what the report says was counted and could not be stored, send it again: %w", err)
+	}
+	answer := map[string]any{"counted": 0, "duplicate": !counted, "errors": faults}
+	if counted {
+		answer["counted"] = len(entries)
+	}
 	return &logical.Response{Data: answer}, nil
 }
 

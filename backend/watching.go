@@ -342,16 +342,12 @@ func (w *watcher) used(now time.Time, k *keyring.Key, verdict record.Verdict, so
 }
 
 // remember has storage know of first uses before they are answered: a source
-// that a crash made unknown would not hold the version up. Where storage fails
-// the clients go on all the same, and only a crash before the next use, or
-// flush, would hide the source.
-func (w *watcher) remember(ctx context.Context, firsts []*usage.First) {
+// that a crash made unknown would not hold the version up.
+func (w *watcher) remember(ctx context.Context, firsts []*usage.First) error {
 	if len(firsts) == 0 {
-		return
+		return nil
 	}
-	if err := w.engine.keeper.Book.Remember(ctx, firsts...); err != nil {
-		w.engine.keeper.Logger.Warn("the first use of a key from a source could not be stored", "key_id", firsts[0].KeyID, "error", err)
-	}
+	return w.engine.keeper.Book.Remember(ctx, firsts...)
 }
 
 // wrongSecret notes a token with the id of a real key and a secret that none

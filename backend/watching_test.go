@@ -4,9 +4,12 @@ package backend
 
 import (
 	"errors"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/anomaly"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
@@ -49,6 +52,43 @@ func TestUseSurvivesARestart(t *testing.T) {
 	history := toJSON(m.read("history/acme"))
 	if strings.Count(history, "version.first_used") != 1 {
 		t.Errorf("the history is %s", history)
+	}
+}
+
+// TestAReportIsAnsweredWhenItsSourcesAreStored: who reports tells nothing again
+// that was answered, and a crash would hide the source.
+func TestAReportIsAnsweredWhenItsSourcesAreStored(t *testing.T) {
+	t.Parallel()
+	for name, applied := range map[string]bool{"not stored": false, "stored and not told": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			memory := storetest.NewMemory()
+			faulty := storetest.NewFaulty(memory)
+			m := newMountOn(t, memory, faulty, clock.NewManual(epoch.Add(30*time.Second)))
+			m.role(object{"overlap_period": "2h", "max_overlap_period": "720h", "drain_quiet_period": "1h", "extend_until_drained": true})
+			v1 := m.key("acme", nil)
+			m.use(v1, "eu")
+			m.flush()
+			m.rotate("acme", nil)
+			sequence := 0
+			report := func(entries ...any) object {
+				sequence++
+				return object{"verifier": "edge", "boot": "b", "sequence": sequence, "reported_through": stamp(m.clock.Now()), "entries": entries}
+			}
+			first := report(object{fieldKeyID: m.read("keys/acme")[fieldKeyID], fieldVersion: 1, fieldSource: "us", "count": 3})
+			faulty.Inject(storetest.Fault{At: 1, WritesOnly: true, Applied: applied, Rest: !applied})
+			if a := m.request(logical.UpdateOperation, "usage", first); a.status != http.StatusInternalServerError || !strings.Contains(a.errText, "send it again") {
+				t.Errorf("a report whose source is not stored answers %s", a)
+			}
+			faulty.Heal()
+			if got := m.write("usage", first); got["duplicate"] != true {
+				t.Errorf("the repeated report answers %v", got)
+			}
+			m = m.crash()
+			m.write("usage", report())
+			m.pass(30 * time.Hour)
+			m.refused(badStatus, logical.UpdateOperation, "retire/acme", nil, "not drained", "us")
+		})
 	}
 }
 
