@@ -19,15 +19,14 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
 )
 
-// fuzzBody reads a request's body as Vault does. What is no JSON object never
-// reaches a plugin.
-func fuzzBody(t *testing.T, body []byte) object {
-	t.Helper()
+// fuzzBody reads a request's body as Vault does. It is nil for what is no JSON
+// object, and so never reaches a plugin.
+func fuzzBody(body []byte) object {
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.UseNumber()
 	var data object
-	if decoder.Decode(&data) != nil || data == nil {
-		t.Skip("not an object")
+	if decoder.Decode(&data) != nil {
+		return nil
 	}
 	return data
 }
@@ -67,7 +66,10 @@ func FuzzRole(f *testing.F) {
 		f.Add([]byte(body))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		data := fuzzBody(t, body)
+		data := fuzzBody(body)
+		if data == nil {
+			return
+		}
 		m := newMount(t)
 		if a := m.fuzzed("roles/r", data); a.status >= 300 {
 			return
@@ -97,7 +99,10 @@ func FuzzKey(f *testing.F) {
 	f.Add([]byte(`{"role":"r","import_key":"elsewhere-0123456789"}`), []byte(`{"import_key":"elsewhere-0123456789"}`), []byte(`{"force":1,"overlap_scopes":["a"]}`))
 	f.Add([]byte(`{"role":"r","import_sha256":"`+strings.Repeat("a1", 32)+`","bound_cidrs":["::1"]}`), []byte(`{"bound_cidrs":null}`), []byte(`{"overlap_period":0,"reason":"why"}`))
 	f.Fuzz(func(t *testing.T, create, change, rotate []byte) {
-		made, changed, rotated := fuzzBody(t, create), fuzzBody(t, change), fuzzBody(t, rotate)
+		made, changed, rotated := fuzzBody(create), fuzzBody(change), fuzzBody(rotate)
+		if made == nil || changed == nil || rotated == nil {
+			return
+		}
 		m := newMount(t)
 		m.role(object{"scopes": []any{"a", "b"}})
 		if a := m.fuzzed("keys/acme", made); a.status >= 300 {
@@ -131,7 +136,10 @@ func FuzzBatches(f *testing.F) {
 	f.Add(uint8(0), []byte(`{"api_key":"key_EXAMPLEkey01_x","scopes":["a"],"source_ip":"192.0.2.1"}`))
 	f.Add(uint8(3), []byte(`{"after":"","limit":"10"}`))
 	f.Fuzz(func(t *testing.T, route uint8, body []byte) {
-		data := fuzzBody(t, body)
+		data := fuzzBody(body)
+		if data == nil {
+			return
+		}
 		m := newMount(t)
 		m.role(nil)
 		m.key("acme", nil)
@@ -157,7 +165,10 @@ func FuzzWebhook(f *testing.F) {
 		f.Add([]byte(body))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		data := fuzzBody(t, body)
+		data := fuzzBody(body)
+		if data == nil {
+			return
+		}
 		data[fieldEnabled] = false // nothing is sent
 		m := newMount(t)
 		m.still()

@@ -213,14 +213,15 @@ func drawFormat(t *rapid.T) token.Format {
 func TestWhatIsMadeParses(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		f := drawFormat(t)
-		src := bytes.NewReader(rapid.SliceOfN(rapid.Byte(), 2000, 2000).Draw(t, "random"))
+		// Zeros are always taken, so that it does not run out.
+		src := bytes.NewReader(append(rapid.SliceOfN(rapid.Byte(), 200, 200).Draw(t, "random"), make([]byte, 200)...))
 		id, err := token.NewID(src)
 		if err != nil {
-			t.Skip(err)
+			t.Fatal(err)
 		}
 		s, err := token.New(src, f, id)
 		if err != nil {
-			t.Skip(err)
+			t.Fatal(err)
 		}
 		prefix := f.Prefix
 		if prefix == "" {

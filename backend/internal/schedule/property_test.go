@@ -37,7 +37,7 @@ func drawCron(t *rapid.T) string {
 		field(0, 59, "minute"), field(0, 23, "hour"), field(1, 31, "day"), field(1, 12, "month"), field(0, 6, "weekday"),
 	}, " ")
 	if (spec{Cron: expr}).Validate() != nil {
-		t.Skip("never fires")
+		return "0 0 29 2 *" // the rarest instead of one that never fires
 	}
 	return expr
 }

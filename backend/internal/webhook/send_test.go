@@ -198,9 +198,7 @@ func TestNoConnection(t *testing.T) {
 func TestASlowReceiverTimesOut(t *testing.T) {
 	t.Parallel()
 	for _, begin := range []string{"", "HTTP/1.1 200 OK\r\nX: "} {
-		r := newRig(t)
-		there := make(chan struct{})
-		rc := newReceiver(t, r.clock, func(_ int, _ request, w http.ResponseWriter, q *http.Request) {
+		log := held(t, func(w http.ResponseWriter, q *http.Request, there func()) {
 			if begin != "" {
 				conn, _, err := http.NewResponseController(w).Hijack()
 				if err != nil {
@@ -208,19 +206,14 @@ func TestASlowReceiverTimesOut(t *testing.T) {
 				}
 				defer func() { _ = conn.Close() }()
 				_, _ = conn.Write([]byte(begin))
-				close(there)
+				there()
 				_, _ = conn.Read(make([]byte, 1)) // until the client gives up
 				return
 			}
-			close(there)
+			there()
 			<-q.Context().Done()
 		})
-		r.hook("ops", rc.URL)
-		r.enqueue(event("k1", 1))
-		<-there
-		r.clock.Advance(attemptTimeout)
-		r.quiet()
-		if log := r.status("ops").Log; len(log) != 1 || log[0].Failure != FailureTimeout || log[0].Duration != attemptTimeout {
+		if len(log) != 1 || log[0].Failure != FailureTimeout || log[0].Duration != attemptTimeout {
 			t.Errorf("after %q: %+v", begin, log)
 		}
 	}
@@ -230,22 +223,32 @@ func TestASlowReceiverTimesOut(t *testing.T) {
 // its header has come by then, and so the event, is up to the network.
 func TestAnAnswerThatNeverEndsHoldsNothingUp(t *testing.T) {
 	t.Parallel()
+	log := held(t, func(w http.ResponseWriter, q *http.Request, there func()) {
+		_, _ = w.Write([]byte("a little"))
+		_ = http.NewResponseController(w).Flush()
+		there()
+		<-q.Context().Done()
+	})
+	if len(log) != 1 || log[0].Duration != attemptTimeout || !log[0].Delivered() && log[0].Failure != FailureTimeout {
+		t.Errorf("%+v", log)
+	}
+}
+
+// held is the log of a delivery to a receiver that answers and holds on. All the
+// time of an attempt passes once it is there.
+func held(t *testing.T, answer func(w http.ResponseWriter, q *http.Request, there func())) []Attempt {
+	t.Helper()
 	r := newRig(t)
 	there := make(chan struct{})
 	rc := newReceiver(t, r.clock, func(_ int, _ request, w http.ResponseWriter, q *http.Request) {
-		_, _ = w.Write([]byte("a little"))
-		_ = http.NewResponseController(w).Flush()
-		close(there)
-		<-q.Context().Done()
+		answer(w, q, func() { close(there) })
 	})
 	r.hook("ops", rc.URL)
 	r.enqueue(event("k1", 1))
 	<-there
 	r.clock.Advance(attemptTimeout)
 	r.quiet()
-	if log := r.status("ops").Log; len(log) != 1 || log[0].Duration != attemptTimeout || !log[0].Delivered() && log[0].Failure != FailureTimeout {
-		t.Errorf("%+v", log)
-	}
+	return r.status("ops").Log
 }
 
 // names is a Resolver that gives one answer after the other, the last one for
