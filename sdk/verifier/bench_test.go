@@ -381,7 +381,7 @@ func TestAHitCostsLittleMoreThanItsHash(t *testing.T) {
 		of      func() *population
 		atMost  float64
 		isLarge bool
-	}{{"1000 keys", thousand, 3.5, false}, {"1000000 keys", million, 8, true}} {
+	}{{"1000 keys", thousand, 3.5, false}, {"1000000 keys", million, 6, true}} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.isLarge && testing.Short() {
 				t.Skip("SKIP: a million keys take a gigabyte and some seconds")

@@ -239,7 +239,7 @@ func (v *Verifier) apply(f *feedState, a *SyncAnswer, sent, received mono) {
 // inUse returns the keys that have just been used. After a reset they are
 // fetched together, before each of their next uses would.
 func (v *Verifier) inUse(now mono) []keyID {
-	v.usage.settle()
+	v.usage.collect()
 	var ids []keyID
 	for e := range v.cache.index.part(0, 1) {
 		if last := e.lastUse(); last > 0 && last+usedLately >= now.tick() {

@@ -42,6 +42,8 @@ type index struct {
 	slots []slot
 
 	mu sync.Mutex // of writers
+	// uncounted is given the uses that a slot counted of an entry that leaves it.
+	uncounted func(e *entry, n uint64, last tick)
 }
 
 // slot is what a hit reads of a key, in two cache lines that are fetched
@@ -61,12 +63,31 @@ type slot struct {
 	scopes atomic.Pointer[[]string]
 	ranges atomic.Pointer[[2][]netip.Prefix]
 	more   atomic.Pointer[[]version]
-	_      uint64
+	uses   atomic.Uint64 // a tally
+}
+
+// tally is how often a slot has accepted the first version of its entry, in 20
+// bits, and the tick of the last time, below them. It begins anew with each
+// entry: the 12 bits above tell to which turn of the slot it belongs, so that
+// whoever is late counts nothing for the next entry.
+type tally uint64
+
+const maxTally = 1<<20 - 1
+
+func newTally(turn uint32) tally { return tally(turn>>1) << 52 }
+
+func (t tally) of(turn uint32) bool { return turn%2 == 0 && t>>52 == newTally(turn)>>52 }
+func (t tally) count() uint64       { return uint64(t) >> 32 & maxTally }
+func (t tally) last() tick          { return tick(t) } //nolint:gosec // the lower half
+
+func (t tally) plus(n uint64, at tick) tally {
+	return t&^0xffffffff + tally(n)<<32 | tally(max(t.last(), at))
 }
 
 // held is what a slot held at one moment, about the version that was presented.
 type held struct {
 	version *version // to be counted, and not read
+	slot    *slot    // that counts it, nil if none does
 	record  *record.Record
 	of      *record.Version
 	role    *roleMark
@@ -161,25 +182,61 @@ func (s *slot) read(w *words, h *held) bool {
 		return false
 	}
 	found := current.equal(w)
-	h.version = &e.first
+	h.version, h.slot = &e.first, s
 	if more != nil {
 		for i := range *more {
 			if v := &(*more)[i]; v.digest.equal(w) {
 				found = true
-				h.version, h.of, h.scopes, h.until, h.state = v, v.of, v.scopes, v.until, v.state
+				h.version, h.slot, h.of, h.scopes, h.until, h.state = v, nil, v.of, v.scopes, v.until, v.state
 			}
 		}
 	}
 	return found
 }
 
-// write has the slot hold e, or nothing if it is nil. The caller locks.
-func (s *slot) write(e *entry) {
+// count counts n uses of a version, the last of them at a tick, if the slot still
+// holds it. It tells whether they are the first since the last take.
+func (s *slot) count(of *version, n uint64, at tick) (counted, first bool) {
+	turn, e := s.turn.Load(), s.entry.Load()
+	if e == nil || &e.first != of {
+		return false, false
+	}
+	for {
+		t := tally(s.uses.Load())
+		if !t.of(turn) || t.count()+n > maxTally {
+			return false, false
+		}
+		if s.uses.CompareAndSwap(uint64(t), uint64(t.plus(n, at))) {
+			return true, t.count() == 0
+		}
+	}
+}
+
+// take returns the uses that were counted since the last time, and of what. A
+// writer that is at work takes them itself.
+func (s *slot) take() (e *entry, n uint64, last tick) {
+	for {
+		turn := s.turn.Load()
+		e, t := s.entry.Load(), tally(s.uses.Load())
+		if turn%2 != 0 || t.of(turn) && t.count() == 0 {
+			return nil, 0, 0
+		}
+		if t.of(turn) && s.uses.CompareAndSwap(uint64(t), uint64(newTally(turn))) {
+			return e, t.count(), t.last()
+		}
+	}
+}
+
+// write has a slot hold e, or nothing if it is nil. The caller locks.
+func (x *index) write(s *slot, e *entry) {
 	if e == nil {
 		e = &entry{}
 	}
 	v := &e.first
-	s.turn.Add(1)
+	turn := s.turn.Add(1)
+	if t := tally(s.uses.Swap(uint64(newTally(turn + 1)))); t.count() > 0 {
+		x.uncounted(s.entry.Load(), t.count(), t.last())
+	}
 	for i := range s.digest {
 		s.digest[i].Store(v.digest[i])
 	}
@@ -215,7 +272,7 @@ func (x *index) put(e *entry) {
 	defer x.mu.Unlock()
 	p := x.place(&e.id)
 	if bucket, c := x.where(p, func(old *entry) bool { return old.id == e.id }); c != 0 {
-		x.slot(bucket, c).write(e)
+		x.write(x.slot(bucket, c), e)
 		return
 	}
 	bucket := p.home
@@ -223,7 +280,7 @@ func (x *index) put(e *entry) {
 		tags := x.tags[bucket].Load()
 		for i := range uint64(bucketSlots) {
 			if j := (p.first + i) % bucketSlots; tags>>(8*j)&0xff == 0 {
-				x.slots[bucket*bucketSlots+j].write(e)
+				x.write(&x.slots[bucket*bucketSlots+j], e)
 				x.tags[bucket].Store(tags | p.tag<<(8*j))
 				return
 			}
@@ -240,7 +297,7 @@ func (x *index) remove(e *entry) {
 	bucket, c := x.where(x.place(&e.id), func(old *entry) bool { return old == e })
 	if c != 0 {
 		x.tags[bucket].Store(x.tags[bucket].Load() &^ (0xff << (bits.TrailingZeros64(c) - 7)))
-		x.slot(bucket, c).write(nil)
+		x.write(x.slot(bucket, c), nil)
 	}
 }
 

@@ -79,8 +79,31 @@ type stripe struct {
 
 type oneUse struct {
 	of     *version
+	slot   *slot  // where it was found, nil if it is not counted there
 	source string // empty for that of the Config
 	at     tick
+}
+
+// slots are those that have counted since the last drain.
+type slots struct {
+	mu          sync.Mutex
+	used, spare []*slot
+}
+
+func (s *slots) add(used []*slot) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.used = append(s.used, used...)
+}
+
+// take returns them. It is called by one at a time, who is done with what it
+// returned before.
+func (s *slots) take() []*slot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	taken := s.used
+	s.used, s.spare = s.spare[:0], taken
+	return taken
 }
 
 // usage counts uses and reports them.
@@ -93,6 +116,7 @@ type usage struct {
 	listed atomic.Pointer[counter]
 	length atomic.Int64
 	full   chan struct{}
+	found  slots
 
 	mu      sync.Mutex
 	pending map[useKey]use
@@ -114,6 +138,7 @@ type usage struct {
 func newUsage(v *Verifier) *usage {
 	u := &usage{v: v, pending: map[useKey]use{}, boot: newBoot(), full: make(chan struct{}, 1), stripes: make([]stripe, 2*min(runtime.GOMAXPROCS(0), 64))}
 	u.hands.New = func() any { return &u.stripes[u.turn.Add(1)%uint32(len(u.stripes))] } //nolint:gosec // there are at most 128
+	v.cache.index.uncounted = u.credit
 	return u
 }
 
@@ -131,12 +156,15 @@ func (u *usage) bootID() string {
 
 // used notes an accepted use. It allocates nothing, but for the first use at a
 // source.
-func (u *usage) used(v *version, source string, now mono) {
+func (u *usage) used(v *version, at *slot, source string, now mono) {
 	if source == u.v.config.Source {
 		source = ""
 	}
+	if source != "" {
+		at = nil
+	}
 	s, _ := u.hands.Get().(*stripe)
-	u.note(s, oneUse{v, source, now.tick()})
+	u.note(s, oneUse{v, at, source, now.tick()})
 	u.hands.Put(s)
 }
 
@@ -167,12 +195,14 @@ func (u *usage) count(s *stripe) {
 	uses := s.uses[:s.n]
 	s.n = 0
 	defer clear(uses) // they keep nothing alive
-	// All are read first: these reads wait for memory together, and atomic
-	// additions would one after the other.
+	// What is far away is read first: these reads wait for memory together, and
+	// atomic additions would one after the other. The slots have just been read.
 	for i := range uses {
-		uses[i].of.n.Load()
+		if uses[i].slot == nil {
+			uses[i].of.n.Load()
+		}
 	}
-	var listed *counter
+	var found [stripeUses]*slot
 	fresh := 0
 	for len(uses) > 0 {
 		one, n := uses[0], 1
@@ -180,18 +210,56 @@ func (u *usage) count(s *stripe) {
 			n++
 		}
 		uses = uses[n:]
+		if one.slot != nil {
+			counted, first := one.slot.count(one.of, uint64(n), one.at)
+			if first {
+				found[fresh] = one.slot
+				fresh++
+			}
+			if counted {
+				continue
+			}
+		}
 		c := &one.of.counter
 		if one.source != "" {
 			c = c.at(one.source)
 		}
-		c.add(uint64(n), one.at)
-		if !c.listed.Load() && !c.listed.Swap(true) {
-			c.next, listed = listed, c
-			fresh++
-		}
+		u.list(c, uint64(n), one.at)
 		u.v.cache.touch(c.in, one.at)
 	}
-	u.list(listed, fresh)
+	if fresh > 0 {
+		u.found.add(found[:fresh])
+		u.lengthen(fresh)
+	}
+}
+
+// credit counts uses of the first version of an entry that left its slot.
+func (u *usage) credit(e *entry, n uint64, last tick) { u.list(&e.first.counter, n, last) }
+
+// list counts n uses, and has their counter drained.
+func (u *usage) list(c *counter, n uint64, at tick) {
+	c.add(n, at)
+	if c.listed.Load() || c.listed.Swap(true) {
+		return
+	}
+	for {
+		head := u.listed.Load()
+		c.next = head
+		if u.listed.CompareAndSwap(head, c) {
+			break
+		}
+	}
+	u.lengthen(1)
+}
+
+// lengthen has all drained at once where too much waits for it.
+func (u *usage) lengthen(by int) {
+	if u.length.Add(int64(by)) > int64(u.v.config.MaxUnreported) {
+		select {
+		case u.full <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // add counts n uses, the last of them at a tick. That comes first: whoever takes
@@ -254,30 +322,6 @@ func (c *counter) lastUse() tick {
 	return last
 }
 
-// list has so many counters drained, which follow each other from c.
-func (u *usage) list(c *counter, n int) {
-	if c == nil {
-		return
-	}
-	end := c
-	for end.next != nil {
-		end = end.next
-	}
-	for {
-		head := u.listed.Load()
-		end.next = head
-		if u.listed.CompareAndSwap(head, c) {
-			break
-		}
-	}
-	if u.length.Add(int64(n)) > int64(u.v.config.MaxUnreported) {
-		select {
-		case u.full <- struct{}{}:
-		default:
-		}
-	}
-}
-
 // add counts uses that were judged by a fresh record.
 func (u *usage) add(k useKey, now mono, count, refused uint64) {
 	if k.source == "" {
@@ -317,22 +361,38 @@ func (u *usage) collect() {
 	u.settle()
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	for _, s := range u.found.take() {
+		u.length.Add(-1)
+		if e, n, last := s.take(); n > 0 {
+			c := &e.first.counter
+			c.add(n, last)
+			u.drain(c)
+			u.v.cache.touch(e, last)
+		}
+	}
 	for c := u.listed.Swap(nil); c != nil; {
 		next := c.next
 		c.next = nil
 		u.length.Add(-1)
 		// Whoever counts from here on lists it again.
 		c.listed.Store(false)
-		if n, last := c.take(); n > 0 {
-			k := useKey{key: c.in.record.KeyID, version: c.of.Number, source: u.v.config.Source}
-			if s := c.sources.Load(); s != nil && s.name != "" {
-				k.source = s.name
-			}
-			u.counted += n
-			u.put(k, use{count: n, last: (last + 1).start()})
-		}
+		u.drain(c)
 		c = next
 	}
+}
+
+// drain takes in what a counter has. The caller locks.
+func (u *usage) drain(c *counter) {
+	n, last := c.take()
+	if n == 0 {
+		return
+	}
+	k := useKey{key: c.in.record.KeyID, version: c.of.Number, source: u.v.config.Source}
+	if s := c.sources.Load(); s != nil && s.name != "" {
+		k.source = s.name
+	}
+	u.counted += n
+	u.put(k, use{count: n, last: (last + 1).start()})
 }
 
 // total is what came of uses so far: of those accepted, hits were by cached

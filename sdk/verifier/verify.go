@@ -44,7 +44,7 @@ func (v *Verifier) Verify(ctx context.Context, apiKey string, check Check) (Resu
 		var h held
 		if v.cache.index.find(at, &w, &h) && f.current(h.age, h.role, h.seq) && f.latest(now) < h.until &&
 			allowed(h.ranges, check.SourceIP) && record.CoversAll(*h.scopes, check.Scopes) {
-			v.usage.used(h.version, check.Source, now)
+			v.usage.used(h.version, h.slot, check.Source, now)
 			return Result{
 				Verdict: Accepted, Code: record.CodeValid, State: h.state,
 				Scopes: *h.scopes, Key: h.record, Version: h.of,
@@ -127,7 +127,7 @@ func (v *Verifier) fromCache(e *entry, p *presented, now mono) (Result, bool) {
 	if verdict.Code != record.CodeValid {
 		return Result{}, false
 	}
-	v.usage.used(found, p.source, now)
+	v.usage.used(found, nil, p.source, now)
 	return Result{
 		Verdict: Accepted, Code: record.CodeValid, State: verdict.State,
 		Scopes: verdict.Scopes, Key: e.record, Version: found.of,
