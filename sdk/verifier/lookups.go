@@ -321,6 +321,9 @@ type answered struct {
 	records    map[keyID]*record.Record
 	byDigest   map[token.Digest]*record.Record // imported versions
 	missing    map[string]struct{}
+	// outdated are the ids that the feed says have changed since: what was
+	// answered about them decides nothing.
+	outdated map[keyID]bool
 }
 
 // fill gives a flight what was answered about it.
@@ -331,6 +334,13 @@ func (a *answered) fill(f *flight) {
 	} else {
 		f.record = a.byDigest[f.digest]
 		asked = f.digest.Hex()
+	}
+	id := f.id
+	if f.record != nil {
+		id, _ = parseID(f.record.KeyID)
+	}
+	if a.outdated[id] {
+		return
 	}
 	if f.record != nil {
 		f.outcome = found
@@ -348,6 +358,7 @@ func (v *Verifier) takeIn(a *LookupAnswer, sent mono) (*answered, error) {
 		records:  make(map[keyID]*record.Record, len(a.Records)),
 		byDigest: map[token.Digest]*record.Record{},
 		missing:  make(map[string]struct{}, len(a.Missing)),
+		outdated: map[keyID]bool{},
 	}
 	for _, m := range a.Missing {
 		told.missing[m] = struct{}{}
@@ -373,12 +384,19 @@ func (v *Verifier) takeIn(a *LookupAnswer, sent mono) (*answered, error) {
 	if f.generation > 0 && a.Epoch == f.epoch {
 		told.generation = f.generation
 	}
+	outdated := func(id keyID) {
+		if told.generation > 0 && v.changes.changedAfter(id, a.Seq) {
+			told.outdated[id] = true
+		}
+	}
 	for id, r := range told.records {
 		v.keep(f, id, r, told.generation, a.Seq, sent)
+		outdated(id)
 	}
 	for m := range told.missing {
 		if id, ok := parseID(m); ok {
 			v.drop(id, a)
+			outdated(id)
 		}
 	}
 	v.records.Unlock()

@@ -245,6 +245,41 @@ func TestARecordReadBeforeARevocationIsNotCachedAfterIt(t *testing.T) {
 	})
 }
 
+// TestARecordOlderThanItsLastChangeDecidesNothing: an answer of before is asked
+// for again, where the feed has told that the key has changed since.
+func TestARecordOlderThanItsLastChangeDecidesNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		id, v1 := e.key(t)
+		v := start(t, e)
+		v.accepts(v1)
+		var former *record.Record // which no change writes to
+		var seq uint64
+		e.set(func() { former, seq = e.keys[id], e.seq })
+		v2 := e.rotate(t, id, time.Hour)
+		time.Sleep(2 * poll) // the feed has told of it
+		old := 2
+		e.set(func() {
+			e.spoilLook = func(a *verifier.LookupAnswer) {
+				if old--; old >= 0 {
+					a.Seq, a.Records = seq, []*record.Record{former}
+				}
+			}
+		})
+		e.change(id, func(*record.Record) {})
+		time.Sleep(2 * poll)
+		v.accepts(v2)
+		if old >= 0 {
+			t.Error("no old answer was given")
+		}
+		e.set(func() { old = 1_000_000 })
+		e.change(id, func(*record.Record) {})
+		time.Sleep(2 * poll)
+		v.unavailable(v2)
+		v.unavailable(v1)
+	})
+}
+
 func TestAChangeOfARoleHasItsRecordsRevalidated(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		e := newEngine()
