@@ -32,6 +32,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/anomaly"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/feed"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/fence"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jobs"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/metrics"
@@ -82,7 +83,8 @@ type engine struct {
 	keeper *lifecycle.Keeper
 	ticker *jobs.Ticker
 	bulk   *jobs.Bulk
-	// ticks, work and heal are nil on a node that may not write.
+	// fence, ticks, work, heal and telling are nil on a node that may not write.
+	fence *fence.Fence
 	ticks *jobs.Worker
 	work  *jobs.Worker
 	heal  *jobs.Worker
@@ -287,6 +289,8 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 			return nil, err
 		}
 		s.OnLost = e.refile
+		e.fence = fence.New(s, b.clock, s.Feed().Position().Epoch, b.Logger(), func() { b.standDown(e) })
+		e.fence.Superseded(ctx) // takes charge, now or when storage allows
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -318,6 +322,7 @@ func (b *Backend) startWorkers(e *engine) {
 		if errors.Is(err, jobs.ErrClockLeapt) {
 			err = nil // logged once, when it leapt
 		}
+		e.fence.Tidy(ctx)
 		return errors.Join(err, e.watch.flush(ctx))
 	})
 	e.work = jobs.StartWorker("jobs", b.Logger(), e.bulk.Run)
@@ -379,7 +384,7 @@ func (b *Backend) periodic(ctx context.Context, req *logical.Request) (err error
 	if err != nil {
 		return err
 	}
-	if e.ticks != nil {
+	if e.ticks != nil && !e.fence.Over() {
 		e.ticks.Wake()
 		e.work.Wake()
 		e.telling.Wake()
@@ -403,12 +408,11 @@ func (b *Backend) clean(context.Context) {
 	if e == nil || e.ticks == nil {
 		return
 	}
-	var both sync.WaitGroup
-	for _, w := range []*jobs.Worker{e.ticks, e.work, e.heal, e.telling} {
-		both.Go(func() { w.Stop(clock.System().After) })
+	e.fence.Close()
+	e.stopWorkers()
+	if e.fence.Over() {
+		return // what it has counted is no longer to be trusted
 	}
-	both.Go(e.watch.hooks.Stop)
-	both.Wait()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	flushed := make(chan struct{})
@@ -423,6 +427,25 @@ func (b *Backend) clean(context.Context) {
 	case <-flushed:
 	case <-over:
 	}
+}
+
+// stopWorkers ends what runs by itself, within a second.
+func (e *engine) stopWorkers() {
+	var all sync.WaitGroup
+	for _, w := range []*jobs.Worker{e.ticks, e.work, e.heal, e.telling} {
+		all.Go(func() { w.Stop(clock.System().After) })
+	}
+	all.Go(e.watch.hooks.Stop)
+	all.Wait()
+}
+
+// standDown ends what this process does: another one has taken charge.
+func (b *Backend) standDown(e *engine) {
+	defer func() { b.recovered(recover(), "standing down", "") }()
+	b.Logger().Warn("another process has taken charge of this mount since this one started, so this one answers nothing but 503 from now on: " +
+		"if this node says that it is active, two nodes do; restart the one that is not Raft's leader")
+	e.stopWorkers()
+	e.store.Forget()
 }
 
 func (b *Backend) invalidate(_ context.Context, key string) {

@@ -200,14 +200,18 @@ func TestSyncReadsNoStorage(t *testing.T) {
 			at = m.sync(at.Epoch, at.Seq, object{"verifier": fmt.Sprint("eu-", v), "boot": "b", "skew": second})
 		}
 	}
-	if n := counting.Total().All(); n > 0 {
-		t.Errorf("20 verifiers in 5 minutes cost %d storage operations: %v", n, counting.Ops())
+	// But once a second that this process is still in charge.
+	atMost := func(what string) {
+		t.Helper()
+		all, lists := counting.Total(), counting.Under("charge/").List
+		if others := all.All() - lists; others > 0 || lists > 300 {
+			t.Errorf("%s cost %v: %v", what, all, counting.Ops())
+		}
 	}
+	atMost("20 verifiers in 5 minutes")
 	m.ok(logical.ListOperation, "verifiers/", nil)
 	m.read("verifiers/eu-1")
-	if n := counting.Total().All(); n > 0 {
-		t.Errorf("reading the verifiers costs %v", counting.Ops())
-	}
+	atMost("reading the verifiers")
 }
 
 func TestLookupByIDs(t *testing.T) {

@@ -44,6 +44,9 @@ func (b *Backend) handle(h handlerFunc) framework.OperationFunc {
 		if err != nil {
 			return nil, err
 		}
+		if e.fence != nil && e.fence.Superseded(ctx) {
+			return nil, errSuperseded
+		}
 		nulls, _ := ctx.Value(nullsKey{}).([]string)
 		c := &call{engine: e, req: req, in: data, nulls: nulls}
 		resp, err := h(ctx, c)

@@ -284,6 +284,23 @@ func (w *world) isWhole() error {
 	return nil
 }
 
+// countLeaders counts the moments, two a second, in which more than one node says
+// that it is active.
+func (w *world) countLeaders(ctx context.Context) {
+	for ctx.Err() == nil {
+		active := 0
+		for _, node := range w.cluster.Nodes {
+			if w.calls.through(ctx, node, 2*time.Second, http.MethodGet, "sys/health", nil).status == http.StatusOK {
+				active++
+			}
+		}
+		if active > 1 {
+			w.ops.add("half second in which two nodes said that they are active")
+		}
+		pause(ctx, 500*time.Millisecond)
+	}
+}
+
 // torture lets one fault after the other strike, all kinds in turn, until the
 // time is over.
 func (w *world) torture(rng *rand.Rand, until time.Time) error {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -37,6 +38,7 @@ func Run(t testing.TB, size Size) *Report {
 	var all sync.WaitGroup
 	w.startEdges(ctx, &all)
 	stop := w.goOn(ctx, &all)
+	all.Go(func() { w.countLeaders(ctx) })
 
 	err := w.torture(w.rng(1), time.Now().Add(size.Time))
 	if err != nil {
@@ -52,6 +54,11 @@ func Run(t testing.TB, size Size) *Report {
 	}
 	cancel()
 	all.Wait()
+	for _, node := range w.cluster.Nodes {
+		for range strings.Count(node.Log(), "another process has taken charge of this mount") {
+			w.ops.add("plugin that found itself superseded")
+		}
+	}
 	r.Summary = w.oracle.Summary()
 	r.Changes = w.ops.all()
 	r.Clients = map[string]Uses{}

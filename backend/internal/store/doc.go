@@ -23,6 +23,7 @@
 //	claim/<day>/<hash>           claim codes, as hashes
 //	work/<job>                   jobs under way
 //	done/<job>                   the last result of each job
+//	charge/<number>-<epoch>      who took charge of the mount, the highest number last
 //
 // # Order of writes
 //

@@ -27,6 +27,7 @@ const (
 	reportsPath    = "reports"
 	workPrefix     = "work/"
 	donePrefix     = "done/"
+	chargePrefix   = "charge/"
 )
 
 // Shards is the number of parts in which the members of a role are kept, so

@@ -150,10 +150,7 @@ func (s *Store) Succeed(former *Store) {
 	s.keyLocks, s.nameLocks, s.digestLocks = former.keyLocks, former.nameLocks, former.digestLocks
 	s.roleLocks, s.pointerLocks = former.roleLocks, former.pointerLocks
 	s.keys, s.names, s.roles, s.imported = former.keys, former.names, former.roles, former.imported
-	s.keys.purge()
-	s.names.purge()
-	s.roles.purge()
-	s.imported.purge()
+	s.Forget()
 	s.feed = former.feed
 	s.feed.Restart()
 }
