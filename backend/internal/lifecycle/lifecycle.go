@@ -309,6 +309,12 @@ func (kp *Keeper) Delete(ctx context.Context, id string, cause keyring.Cause) er
 	return nil
 }
 
+// IsDeleted tells whether a key is known to be deleted.
+func (kp *Keeper) IsDeleted(ctx context.Context, id string) bool {
+	k, err := kp.Store.Key(ctx, id)
+	return err == nil && (k == nil || !k.Deleted.IsZero())
+}
+
 // Drained is the check of use for one key.
 func (kp *Keeper) Drained(ctx context.Context, k *keyring.Key, r *role.Role, now time.Time) keyring.DrainCheck {
 	return kp.Book.Drained(ctx, k, r.DrainQuietPeriod, now)

@@ -85,8 +85,9 @@ func (w *world) open() {
 	}
 	tracker := usage.New(w.clock.Now())
 	w.keeper = &lifecycle.Keeper{
-		Store: s, Clock: w.clock, Rand: w.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages(), s.FirstUses()), Logger: hclog.NewNullLogger(),
+		Store: s, Clock: w.clock, Rand: w.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages(), s.FirstUses(), w.clock, hclog.NewNullLogger()), Logger: hclog.NewNullLogger(),
 	}
+	w.keeper.Book.Recover(w.t.Context())
 }
 
 // crash loses the process and starts another one.

@@ -5,6 +5,8 @@ package store
 import (
 	"fmt"
 	"hash/fnv"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
 )
 
 const (
@@ -19,7 +21,7 @@ const (
 	dueHourPrefix  = "dueh/"
 	rolloverPrefix = "rollover/"
 	usagePrefix    = "usage/"
-	firstUsePrefix = "firstuse/"
+	firstUsePrefix = usage.NotePrefix
 	hookPrefix     = "webhook/"
 	outboxPrefix   = "outbox/"
 	claimPrefix    = "claim/"

@@ -12,7 +12,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 )
 
 const (
@@ -30,20 +33,29 @@ var errDamaged = errors.New("a page of usage is damaged")
 type Book struct {
 	tracker *Tracker
 	pages   PageStore
+	clock   clock.Clock
+	logger  hclog.Logger
 
-	// flushing is held during a flush, and mu while one page is worked on.
+	// flushing is held during a flush, and paging while one page is worked on.
 	flushing sync.Mutex
-	mu       sync.Mutex
+	paging   turn
 	// known are the pages that there are; nil until they were listed. It is
-	// replaced, not changed: dir shares it with those who do not hold mu.
+	// replaced, not changed: dir shares it with those who do not hold paging.
 	known directory
 	dir   atomic.Pointer[directory]
-	// notes are the first uses that no page has, and outlines what pages have.
-	notes    *notes
+	// notes are the first uses that no page has, and rest is when storage is not
+	// asked to take any.
+	notes *notes
+	rest  rest
+	// outlines are what pages have. Those that are missing are read by loading,
+	// as many at once as loads has room for.
 	outlines *lru.Cache[string, *outline]
+	loading  flights
+	loads    turn
 	// retention is how long hours are kept.
 	retention time.Duration
-	// forgotten are deleted keys whose records are still on pages.
+	mu        sync.Mutex
+	// forgotten are deleted keys whose records are still on pages; mu guards it.
 	forgotten map[string]struct{}
 	// unsure are the writes of pages that failed: they may have reached storage
 	// all the same, which the next read of the page finds out.
@@ -60,6 +72,12 @@ type Book struct {
 	// OnUse, where set before first use, is given the accepted uses that a flush
 	// adds to the page of a key. stored sums up what the page has without them.
 	OnUse func(keyID string, stored func() Stored, used []Use)
+	// OnFull, where set before first use, is called when many first uses wait for
+	// a flush. It must not wait.
+	OnFull func()
+	// Deleted, where set before first use, tells of the key of a note that a crash
+	// has left whether it was deleted.
+	Deleted func(ctx context.Context, keyID string) bool
 	// judged is the last hour that was given to OnHour, by page.
 	judged map[string]int64
 }
@@ -75,18 +93,33 @@ type attempt struct {
 
 // NewBook returns the book of t. What pages do not have yet of first uses it
 // keeps in notes, under names of digits.
-func NewBook(t *Tracker, pages, notes PageStore) *Book {
-	return &Book{
-		tracker: t, pages: pages, notes: newNotes(notes), outlines: newOutlines(), retention: 168 * time.Hour, forgotten: map[string]struct{}{},
+func NewBook(t *Tracker, pages, notes PageStore, c clock.Clock, logger hclog.Logger) *Book {
+	b := &Book{
+		tracker: t, pages: pages, clock: c, logger: logger, paging: make(turn, 1),
+		outlines: newOutlines(), loading: flights{named: map[string]*flight{}}, loads: make(turn, maxLoads),
+		retention: 168 * time.Hour, forgotten: map[string]struct{}{},
 		unsure: map[string]attempt{}, Reports: NewReports(nil, time.Time{}), judged: map[string]int64{},
 	}
+	b.notes = newNotes(t, notes, logger, func() {
+		if b.OnFull != nil {
+			b.OnFull()
+		}
+	})
+	return b
 }
 
 // Idle tells, without storage access, that there is nothing to flush.
 func (b *Book) Idle() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.forgotten) == 0 && len(b.unsure) == 0 && b.notes.idle() && !b.tracker.isDirty()
+	if b.hasForgotten() || !b.notes.idle() || b.tracker.isDirty() {
+		return false
+	}
+	select {
+	case b.paging <- struct{}{}:
+		defer b.paging.give()
+		return len(b.unsure) == 0
+	default:
+		return false
+	}
 }
 
 // Flush adds what was counted since the last flush to the pages, with at most
@@ -130,14 +163,23 @@ func (b *Book) Flush(ctx context.Context, now time.Time, retention time.Duration
 	return errors.Join(append(errs, b.notes.sweep(ctx))...)
 }
 
+// Look finds out with one list whether a crash, or another node, has left notes
+// of first uses behind. Where it has not, as after a stop that was clean, or once
+// Recover has read them, versions can count as drained.
+func (b *Book) Look(ctx context.Context) { b.notes.look(ctx) }
+
+// Recover reads the notes of first uses that a crash, or another node, has left
+// behind. It costs nothing once all
+// are read; what fails is logged, and tried again by the next call.
+func (b *Book) Recover(ctx context.Context) {
+	if err := b.notes.recover(ctx); err != nil {
+		b.logger.Warn("the notes of first uses could not be read; until they are, no version counts as drained", "error", err)
+	}
+}
+
 // settle drops the notes of what pages have by now.
 func (b *Book) settle() {
-	if dir := b.dir.Load(); dir != nil {
-		b.notes.forget(func(f *First) bool {
-			o, _ := b.outlines.Get(dir.of(f.KeyID))
-			return o.has(b.tracker.seed, f)
-		})
-	}
+	b.notes.forget(func(f *First) bool { return b.outlined(f.KeyID).has(b.tracker.seed, f) })
 }
 
 // learn remembers what a page has that is stored.
@@ -156,8 +198,10 @@ func (b *Book) list(known directory) {
 
 // begin finds out what became of writes that had failed.
 func (b *Book) begin(ctx context.Context, retention time.Duration) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	if err := b.paging.take(ctx); err != nil {
+		return err
+	}
+	defer b.paging.give()
 	b.retention = retention
 	if len(b.unsure) == 0 {
 		return nil
@@ -190,8 +234,10 @@ type work struct {
 // sort assigns keys to their pages, in the order in which they are flushed:
 // from the page after the last one on, so that all get their turn.
 func (b *Book) sort(ctx context.Context, dirty []string) ([]*work, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	if err := b.paging.take(ctx); err != nil {
+		return nil, err
+	}
+	defer b.paging.give()
 	if err := b.open(ctx); err != nil {
 		return nil, err
 	}
@@ -207,10 +253,12 @@ func (b *Book) sort(ctx context.Context, dirty []string) ([]*work, error) {
 		w := on(id)
 		w.dirty = append(w.dirty, id)
 	}
+	b.mu.Lock()
 	for id := range b.forgotten {
 		w := on(id)
 		w.deleted = append(w.deleted, id)
 	}
+	b.mu.Unlock()
 	names := slices.Sorted(maps.Keys(byPage))
 	first, _ := slices.BinarySearch(names, b.last+"\x00")
 	list := make([]*work, 0, len(names))
@@ -223,8 +271,10 @@ func (b *Book) sort(ctx context.Context, dirty []string) ([]*work, error) {
 // flushPage does the work of one page. It returns how many pages it wrote, and
 // the keys that it had no room for: they are flushed once the page is split.
 func (b *Book) flushPage(ctx context.Context, w *work, now time.Time) (writes int, rest []string, err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	if err := b.paging.take(ctx); err != nil {
+		return 0, nil, err
+	}
+	defer b.paging.give()
 	if b.known == nil {
 		return 0, nil, nil // to be listed anew: the next flush goes on
 	}
@@ -248,18 +298,16 @@ func (b *Book) flushPage(ctx context.Context, w *work, now time.Time) (writes in
 			rest, changed = w.dirty[i:], true // to be split
 			break
 		}
-		d, noted := b.tracker.take(id), b.notes.closedOf(id)
-		if d == nil && len(noted) == 0 {
+		d := b.toAdd(ctx, p, id)
+		if len(d) == 0 {
 			continue
 		}
-		if d != nil {
-			taken[id] = d
-		}
+		taken[id], changed = d, true
 		if used := d.accepted(); b.OnUse != nil && len(used) > 0 {
 			b.OnUse(id, p.Keys[id].stored, used)
 		}
 		size -= p.Keys[id].size()
-		changed = p.merge(id, d, noted, oldest) || changed
+		p.add(id, d, oldest)
 		size += p.Keys[id].size()
 	}
 	if changed {
@@ -268,11 +316,37 @@ func (b *Book) flushPage(ctx context.Context, w *work, now time.Time) (writes in
 		}
 		b.last = w.name
 	}
+	b.mu.Lock()
 	for _, id := range w.deleted {
 		delete(b.forgotten, id)
 	}
+	b.mu.Unlock()
 	b.judgeHour(w.name, p, now)
 	return writes, rest, nil
+}
+
+// toAdd returns what is to be added to the page of a key: what was counted, and
+// of first uses that were noted those that are neither counted nor on the page.
+func (b *Book) toAdd(ctx context.Context, p *page, id string) delta {
+	d := b.tracker.take(id)
+	if b.notes.isGone(id) {
+		return nil // it was used while it was deleted
+	}
+	missing := p.Keys[id].missing(d, b.notes.closedOf(id))
+	if len(missing) == 0 {
+		return d
+	}
+	if d == nil {
+		if b.Deleted != nil && b.Deleted(ctx, id) {
+			b.Forget(id)
+			return nil
+		}
+		d = delta{}
+	}
+	for _, f := range missing {
+		d.add(f.Version, f.Source, addition{counts{count: 1}, f.At})
+	}
+	return d
 }
 
 // oldest is the first hour that is kept.
@@ -376,9 +450,6 @@ func (b *Book) open(ctx context.Context) error {
 			delete(known, half)
 		}
 	}
-	if err := b.notes.recover(ctx); err != nil {
-		return err
-	}
 	b.list(known)
 	for name, a := range b.unsure {
 		if !a.split {
@@ -394,10 +465,11 @@ func (b *Book) open(ctx context.Context) error {
 
 // Reopen lets the pages be listed anew: another node has written some.
 func (b *Book) Reopen() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.paging <- struct{}{}
+	defer b.paging.give()
 	b.list(nil)
 	b.outlines.Purge()
+	b.notes.reopen()
 }
 
 func (d directory) has(name string) bool {
@@ -413,7 +485,7 @@ func (b *Book) load(ctx context.Context, name string) (*page, error) {
 	}
 	p, err := decodePage(data)
 	a, unsure := b.unsure[name]
-	if err == nil && (unsure || !b.outlines.Contains(name)) {
+	if err == nil {
 		b.learn(name, p)
 	}
 	if !unsure || a.split {
@@ -429,7 +501,7 @@ func (b *Book) load(ctx context.Context, name string) (*page, error) {
 // Forget removes a deleted key from its page at the next flush.
 func (b *Book) Forget(keyID string) {
 	b.tracker.Forget(keyID)
-	b.notes.forget(func(f *First) bool { return f.KeyID == keyID })
+	b.notes.forgetKey(keyID)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.forgotten) < maxKeys {
@@ -446,8 +518,10 @@ func (b *Book) Read(ctx context.Context, keyID string, now time.Time) (map[int]V
 
 // read is Read, and the number up to which versions had to make room.
 func (b *Book) read(ctx context.Context, keyID string, now time.Time) (use map[int]Version, lost int, err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	if err := b.paging.take(ctx); err != nil {
+		return nil, 0, err
+	}
+	defer b.paging.give()
 	if err := b.open(ctx); err != nil {
 		return nil, 0, err
 	}

@@ -11,8 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
 )
@@ -67,8 +69,15 @@ func (s slips) DeletePage(ctx context.Context, name string) error {
 
 func (s slips) ListPages(ctx context.Context) ([]string, error) { return s.List(ctx, "firstuse/") }
 
+// opened is a process that knows nothing before since but what is stored.
+func opened(storage logical.Storage, since time.Time) (*shelf, *usage.Tracker, *usage.Book) {
+	s := &shelf{Storage: storage}
+	tracker := usage.New(since)
+	return s, tracker, newBook(tracker, s)
+}
+
 func newBook(tracker *usage.Tracker, s *shelf) *usage.Book {
-	return usage.NewBook(tracker, s, slips{s.Storage})
+	return usage.NewBook(tracker, s, slips{s.Storage}, clock.NewManual(start), hclog.NewNullLogger())
 }
 
 func flush(t *testing.T, b *usage.Book, now time.Time) {
@@ -370,10 +379,7 @@ func TestReportsFromThePastAreBoundedInMemory(t *testing.T) {
 
 func TestADeletedKeyLeavesItsPage(t *testing.T) {
 	t.Parallel()
-	memory := storetest.NewMemory()
-	s := &shelf{Storage: memory}
-	tracker := usage.New(start)
-	b := newBook(tracker, s)
+	s, tracker, b := opened(storetest.NewMemory(), start)
 	tracker.Record(start, "gone", 1, "c|eu", true)
 	tracker.Record(start, "stays", 1, "c|eu", true)
 	flush(t, b, start)
@@ -433,6 +439,7 @@ func TestManySourcesOfManyVersionsStayWithinARecord(t *testing.T) {
 	}
 	later := at(24 * time.Hour)
 	b = newBook(usage.New(later), s)
+	b.Recover(t.Context())
 	k := rolling("k")
 	if v := b.Drained(t.Context(), k, quiet, later.Add(quiet))(1); v.Drained || !strings.Contains(v.Why, "too many") {
 		t.Errorf("%+v", v)

@@ -40,12 +40,12 @@ func (b *Book) Drained(ctx context.Context, k *keyring.Key, quiet time.Duration,
 			}
 			return verdict
 		}
+		if why := b.notes.unknown(); why != "" {
+			return keyring.DrainVerdict{Next: now.Add(recheck(k, number, quiet, now)), Why: why}
+		}
 		use, lost, err := b.read(ctx, k.ID, now)
 		if err != nil {
 			return keyring.DrainVerdict{Why: "the stored use of the key could not be read"}
-		}
-		if b.notes.isDamaged() {
-			return keyring.DrainVerdict{Next: now.Add(recheck(k, number, quiet, now)), Why: "a stored note of first uses could not be read"}
 		}
 		if number <= lost {
 			return keyring.DrainVerdict{Next: now.Add(recheck(k, number, quiet, now)), Why: "its sources were too many to be kept"}

@@ -12,8 +12,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
@@ -65,6 +67,8 @@ func TestACrashHidesNoSource(t *testing.T) {
 					tracker = usage.New(at(3 * time.Minute))
 					b = newBook(tracker, s)
 					later := at(time.Duration(round+1) * 100 * time.Hour)
+					wantLaggard(t, what, b, rolling("k"), later, "not known yet")
+					b.Recover(t.Context())
 					answer(t, tracker, b, at(time.Hour), "k", 2, "c|eu")
 					wantLaggard(t, what, b, rolling("k"), later, "us")
 					wantLaggard(t, what, b, rolling("other"), later, "us")
@@ -96,9 +100,7 @@ func TestACrashHidesNoSource(t *testing.T) {
 func TestAFirstUseIsStoredOnce(t *testing.T) {
 	t.Parallel()
 	counting := storetest.NewCounting(storetest.NewMemory())
-	s := &shelf{Storage: counting}
-	tracker := usage.New(start)
-	b := newBook(tracker, s)
+	_, tracker, b := opened(counting, start)
 	writes := func(what string, want int) {
 		t.Helper()
 		if got := counting.Total(); got.Writes() != want {
@@ -120,8 +122,8 @@ func TestAFirstUseIsStoredOnce(t *testing.T) {
 		answer(t, tracker, b, at(time.Minute), "k", 2, fmt.Sprintf("c|%d", i))
 	}
 	writes("a hundred sources", 33)
-	tracker = usage.New(at(time.Hour))
-	b = newBook(tracker, s)
+	_, tracker, b = opened(counting, at(time.Hour))
+	b.Recover(t.Context())
 	answer(t, tracker, b, at(time.Hour), "k", 1, "c|us")
 	for i := range 100 {
 		answer(t, tracker, b, at(time.Hour), "k", 2, fmt.Sprintf("c|%d", i))
@@ -165,6 +167,7 @@ func TestFirstUsesAreStoredTogether(t *testing.T) {
 			t.Errorf("%d first uses took %s", keys, got)
 		}
 		restarted := newBook(usage.New(at(time.Hour)), &shelf{Storage: counting})
+		restarted.Recover(t.Context())
 		for i := range keys {
 			wantLaggard(t, id(i), restarted, rolling(id(i)), at(100*time.Hour), "eu")
 		}
@@ -199,38 +202,76 @@ func TestStorageThatHangsHoldsNobodyUp(t *testing.T) {
 	})
 }
 
-// TestClientsGoOnWhereAFirstUseCannotBeStored and the next use stores it.
+// TestClientsGoOnWhereAFirstUseCannotBeStored: for a while none waits, one is
+// told of, and a later use stores it.
 func TestClientsGoOnWhereAFirstUseCannotBeStored(t *testing.T) {
 	t.Parallel()
 	faulty := storetest.NewFaulty(storetest.NewMemory())
+	c, logs := clock.NewManual(start), &strings.Builder{}
 	s := &shelf{Storage: faulty}
 	tracker := usage.New(start)
-	b := newBook(tracker, s)
-	faulty.Inject(storetest.Fault{At: 1, Rest: true})
-	if err := b.Remember(t.Context(), tracker.Record(start, "k", 1, "c|us", true)); !errors.Is(err, storetest.ErrInjected) {
-		t.Errorf("remember says %v", err)
+	b := usage.NewBook(tracker, s, slips{faulty}, c, hclog.New(&hclog.LoggerOptions{Output: logs}))
+	fails := func(what string, operations, told int) {
+		t.Helper()
+		before := faulty.Failed()
+		if err := b.Remember(t.Context(), tracker.Record(start, "k", 1, "c|us", true)); err == nil {
+			t.Errorf("%s: the use is said to be stored", what)
+		}
+		if got := faulty.Failed() - before; got != operations {
+			t.Errorf("%s: storage was asked %d times", what, got)
+		}
+		if got := strings.Count(logs.String(), "could not be stored"); got != told {
+			t.Errorf("%s: the log says so %d times: %s", what, got, logs)
+		}
 	}
+	faulty.Inject(storetest.Fault{At: 1, Rest: true})
+	fails("a first use", 1, 1)
+	for range 10 {
+		fails("right after it", 0, 1)
+	}
+	c.Advance(5 * time.Second)
+	fails("later", 1, 2)
+	fails("right after that", 0, 2)
 	faulty.Heal()
+	c.Advance(5 * time.Second)
 	answer(t, tracker, b, start, "k", 1, "c|us")
-	wantLaggard(t, "after a crash", newBook(usage.New(at(time.Hour)), s), rolling("k"), at(100*time.Hour), "us")
+	answer(t, tracker, b, start, "k", 1, "c|eu")
+	crashed := newBook(usage.New(at(time.Hour)), s)
+	crashed.Recover(t.Context())
+	wantLaggard(t, "after a crash", crashed, rolling("k"), at(100*time.Hour), "us")
 }
 
-// TestANoteThatCannotBeReadIsNotDrained: whom it would name is not known.
+// TestANoteThatCannotBeReadIsNotDrained: whom it would name is not known. It is
+// named once, and no longer missed when it is gone.
 func TestANoteThatCannotBeReadIsNotDrained(t *testing.T) {
 	t.Parallel()
-	for _, data := range []string{"{", `{"schema": 99, "uses": []}`} {
-		memory := storetest.NewMemory()
-		s := &shelf{Storage: memory}
-		if err := (slips{memory}).PutPage(t.Context(), "0000000000000007", []byte(data)); err != nil {
+	for _, data := range []string{"{", `{"schema": 99, "uses": []}`, `{"schema": 1, "uses": 7}`} {
+		const path = "firstuse/0000000000000007"
+		memory, logs := storetest.NewMemory(), &strings.Builder{}
+		if err := memory.Put(t.Context(), &logical.StorageEntry{Key: path, Value: []byte(data)}); err != nil {
 			t.Fatal(err)
 		}
+		s := &shelf{Storage: memory}
 		tracker := usage.New(at(-time.Hour))
-		b := newBook(tracker, s)
+		b := usage.NewBook(tracker, s, slips{memory}, clock.NewManual(start), hclog.New(&hclog.LoggerOptions{Output: logs}))
 		answer(t, tracker, b, start, "k", 2, "c|eu")
-		wantLaggard(t, data, b, rolling("k"), at(100*time.Hour), "could not be read")
+		for range 3 {
+			b.Recover(t.Context())
+			wantLaggard(t, data, b, rolling("k"), at(100*time.Hour), "could not be read")
+		}
+		if strings.Count(logs.String(), path) != 1 {
+			t.Errorf("the log says: %s", logs)
+		}
 		flushAll(t, b, s, start)
 		if left := memory.Paths("firstuse/"); len(left) != 1 {
 			t.Errorf("of the notes there are %v", left)
+		}
+		if err := memory.Delete(t.Context(), path); err != nil {
+			t.Fatal(err)
+		}
+		b.Recover(t.Context())
+		if v := b.Drained(t.Context(), rolling("k"), quiet, at(100*time.Hour))(1); !v.Drained {
+			t.Errorf("with the note gone: %s", v.Why)
 		}
 	}
 }
@@ -239,13 +280,42 @@ func TestANoteThatCannotBeReadIsNotDrained(t *testing.T) {
 func TestADeletedKeyLeavesNoNote(t *testing.T) {
 	t.Parallel()
 	memory := storetest.NewMemory()
-	s := &shelf{Storage: memory}
-	tracker := usage.New(start)
-	b := newBook(tracker, s)
+	s, tracker, b := opened(memory, start)
 	answer(t, tracker, b, start, "k", 1, "c|eu")
 	b.Forget("k")
 	flushAll(t, b, s, start)
 	if left := memory.Paths("firstuse/"); len(left) > 0 {
 		t.Errorf("there are %v", left)
+	}
+}
+
+// TestADeletedKeyIsNotBroughtBack by a use that was being answered when it was
+// deleted, or by a note that a crash has left.
+func TestADeletedKeyIsNotBroughtBack(t *testing.T) {
+	t.Parallel()
+	memory := storetest.NewMemory()
+	s, tracker, b := opened(memory, start)
+	stored := func(what string) {
+		t.Helper()
+		flushAll(t, b, s, start)
+		if page, err := s.GetPage(t.Context(), "r"); err != nil || strings.Contains(string(page), "gone") || !strings.Contains(string(page), "stays") {
+			t.Errorf("%s: the page is %s, %v", what, page, err)
+		}
+		if left := memory.Paths("firstuse/"); len(left) > 0 {
+			t.Errorf("%s: there are %v", what, left)
+		}
+	}
+	answer(t, tracker, b, start, "stays", 1, "c|eu")
+	b.Forget("gone")
+	answer(t, tracker, b, start, "gone", 1, "c|eu")
+	stored("a late use")
+	answer(t, tracker, b, start, "gone later", 1, "c|eu")
+	answer(t, tracker, b, start, "stays", 2, "c|eu")
+	_, _, b = opened(memory, at(time.Hour))
+	b.Deleted = func(_ context.Context, keyID string) bool { return keyID == "gone later" }
+	b.Recover(t.Context())
+	stored("a note of a deleted key")
+	if got := count(t, b, "stays", start); got != 1 {
+		t.Errorf("version 1 of the other key was used %d times", got)
 	}
 }

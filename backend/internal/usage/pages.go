@@ -156,24 +156,6 @@ func (p *page) size() int {
 	return size
 }
 
-// merge adds d to the record of a key, and of first uses that were noted those
-// that it does not have. Hours before oldest are dropped. It tells whether that
-// changed anything.
-func (p *page) merge(keyID string, d delta, noted []First, oldest int64) bool {
-	missing := delta{}
-	for _, f := range noted {
-		if !p.Keys[keyID].has(&f) && d[f.Version][f.Source].count == 0 {
-			missing.add(f.Version, f.Source, addition{counts{count: 1}, f.At})
-		}
-	}
-	if len(d)+len(missing) == 0 {
-		return false
-	}
-	p.add(keyID, d, oldest)
-	p.add(keyID, missing, oldest)
-	return true
-}
-
 // has tells whether the record has a use, or says that it does not know all of
 // the version.
 func (k *keyPage) has(f *First) bool {
@@ -185,6 +167,11 @@ func (k *keyPage) has(f *First) bool {
 		return s != nil && s.Count > 0
 	}
 	return f.Version <= k.Lost || used(f.Source) || used(Other)
+}
+
+// missing returns those of first uses that neither the record nor d has.
+func (k *keyPage) missing(d delta, noted []First) []First {
+	return slices.DeleteFunc(noted, func(f First) bool { return k.has(&f) || d[f.Version][f.Source].count > 0 })
 }
 
 func (p *page) add(keyID string, d delta, oldest int64) {

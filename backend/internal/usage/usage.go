@@ -13,9 +13,10 @@
 //
 // What is not known is not guessed: after a start, and after a record had to
 // make room for others, quiet time counts from that moment, and client instances
-// that said to use the version count as still on it. Counts can be lost, sources
-// cannot: Remember stores the first use of a version from a source before it is
-// answered.
+// that said to use the version count as still on it. Counts can be lost; the first
+// use of a version from a source is stored by Remember before it is answered,
+// where storage takes it within 2 seconds. Where it does not, the use is counted
+// all the same, and a crash before the next use or flush loses the source.
 package usage
 
 import (
