@@ -8,6 +8,7 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -51,7 +52,7 @@ type index struct {
 type slot struct {
 	turn   atomic.Uint32 // odd while a writer is at work
 	state  atomic.Uint32
-	digest [4]atomic.Uint64 // of the current version
+	digest [4]atomic.Uint64 // of the newest version
 	until  atomic.Int64
 	age    atomic.Uint64
 	seq    atomic.Uint64
@@ -212,16 +213,17 @@ func (s *slot) count(of *version, n uint64, at tick) (counted, first bool) {
 	}
 }
 
-// take returns the uses that were counted since the last time, and of what. A
-// writer that is at work takes them itself.
+// take returns the uses that were counted since the last time, and of what. It
+// waits for a writer that is at work, who has taken them by its end.
 func (s *slot) take() (e *entry, n uint64, last tick) {
-	for {
+	for ; ; runtime.Gosched() {
 		turn := s.turn.Load()
 		e, t := s.entry.Load(), tally(s.uses.Load())
-		if turn%2 != 0 || t.of(turn) && t.count() == 0 {
+		switch {
+		case !t.of(turn):
+		case t.count() == 0:
 			return nil, 0, 0
-		}
-		if t.of(turn) && s.uses.CompareAndSwap(uint64(t), uint64(newTally(turn))) {
+		case s.uses.CompareAndSwap(uint64(t), uint64(newTally(turn))):
 			return e, t.count(), t.last()
 		}
 	}

@@ -32,7 +32,9 @@ const (
 	maxSources = 32
 	// stripeUses is how many uses are counted at once.
 	stripeUses = 128
-	cacheLine  = 64
+	// drained is how many counters are taken in at once.
+	drained   = 1024
+	cacheLine = 64
 )
 
 // useKey is what uses are counted by.
@@ -117,6 +119,8 @@ type usage struct {
 	length atomic.Int64
 	full   chan struct{}
 	found  slots
+	// collecting is held by the one who collects.
+	collecting sync.Mutex
 
 	mu      sync.Mutex
 	pending map[useKey]use
@@ -358,19 +362,30 @@ func (u *usage) put(k useKey, more use) {
 
 // collect takes in what was counted.
 func (u *usage) collect() {
+	u.collecting.Lock()
+	defer u.collecting.Unlock()
 	u.settle()
-	u.mu.Lock()
-	defer u.mu.Unlock()
 	for _, s := range u.found.take() {
 		u.length.Add(-1)
 		if e, n, last := s.take(); n > 0 {
-			c := &e.first.counter
-			c.add(n, last)
-			u.drain(c)
+			u.credit(e, n, last)
 			u.v.cache.touch(e, last)
 		}
 	}
 	for c := u.listed.Swap(nil); c != nil; {
+		c = u.drainSome(c)
+	}
+}
+
+// drainSome takes in what some counters have, and returns the one after them:
+// there may be a million, and whoever was judged by a fresh record waits.
+func (u *usage) drainSome(c *counter) *counter {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for range drained {
+		if c == nil {
+			break
+		}
 		next := c.next
 		c.next = nil
 		u.length.Add(-1)
@@ -379,6 +394,7 @@ func (u *usage) collect() {
 		u.drain(c)
 		c = next
 	}
+	return c
 }
 
 // drain takes in what a counter has. The caller locks.
@@ -419,11 +435,16 @@ func (u *usage) total() total {
 func (u *usage) run(ctx context.Context) {
 	ticker := time.NewTicker(u.v.config.ReportInterval)
 	defer ticker.Stop()
+	// The cache hears of uses when they are collected.
+	touching := time.NewTicker(touchEvery * time.Second)
+	defer touching.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-u.full:
+			u.collect()
+		case <-touching.C:
 			u.collect()
 		case <-ticker.C:
 			u.report(ctx)
@@ -446,6 +467,7 @@ func (u *usage) report(ctx context.Context) bool {
 func (u *usage) prepare() {
 	now := u.v.now()
 	u.collect()
+	collected := u.v.now()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	f := u.v.feed.Load() // as wentBack has left it, or before it
@@ -460,7 +482,7 @@ func (u *usage) prepare() {
 	for k, p := range u.pending {
 		last := time.Time{}
 		if f.generation > 0 {
-			last = vaultTime(f.earliest(min(p.last, now))).Truncate(time.Millisecond)
+			last = vaultTime(f.earliest(min(p.last, collected))).Truncate(time.Millisecond)
 		}
 		for first := true; first || p.count > 0 || p.refused > 0; first = false {
 			e := Use{KeyID: k.key, Version: k.version, Source: k.source, Count: min(p.count, maxCount), Refused: min(p.refused, maxCount), LastUsed: last}

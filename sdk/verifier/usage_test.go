@@ -49,6 +49,27 @@ func (e *engine) reported(t testing.TB) map[string]uint64 {
 	return sums
 }
 
+// toldOf checks that no version is told to have been unused since a use of it.
+func (e *engine) toldOf(t testing.TB, used map[string]time.Time) {
+	t.Helper()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	told := map[string]time.Time{}
+	for _, r := range e.reports {
+		for _, u := range r.Entries {
+			if of := fmt.Sprintf("%s v%d", u.KeyID, u.Version); u.Count > 0 && u.LastUsed.After(told[of]) {
+				told[of] = u.LastUsed
+			}
+		}
+	}
+	for of, at := range used {
+		// Times are told in milliseconds, of a clock that may drift.
+		if told[of].Before(at.Add(-10 * time.Millisecond)) {
+			t.Errorf("%s was used at %s, and is told to have been at %s for the last time", of, at, told[of])
+		}
+	}
+}
+
 func TestEveryUseIsReportedOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		e := newEngine()
@@ -56,13 +77,17 @@ func TestEveryUseIsReportedOnce(t *testing.T) {
 		v := start(t, e)
 		synctest.Wait()
 		second := e.rotate(t, id, time.Hour)
-		time.Sleep(poll)
+		time.Sleep(poll + 700*time.Millisecond)
+		var last time.Time // the use of both by all, at the same time
 		var all sync.WaitGroup
 		for range 8 {
 			all.Go(func() {
 				for i := range 500 {
 					v.accepts(first)
 					v.accepts(second, verifier.Check{Source: "us"})
+					if i == 499 {
+						e.set(func() { last = time.Now() })
+					}
 					if i%100 == 0 {
 						v.refuses(record.CodeInsufficientScope, second, verifier.Check{Scopes: []string{"admin"}})
 						time.Sleep(3 * time.Second) // over several reports, and revalidations
@@ -71,8 +96,10 @@ func TestEveryUseIsReportedOnce(t *testing.T) {
 			})
 		}
 		all.Wait()
+		time.Sleep(40 * time.Second) // over reports
 		v.stop()
 		got := e.reported(t)
+		e.toldOf(t, map[string]time.Time{id + " v1": last, id + " v2": last})
 		for name, want := range map[string]uint64{
 			id + " v1 eu": 4000, id + " v2 us": 4000, id + " v2 eu refused": 40, id + " v2 eu": 0, id + " v1 eu refused": 0,
 		} {
@@ -430,10 +457,13 @@ func TestEvictedKeysAreCounted(t *testing.T) {
 		}
 		v := start(t, e, func(c *verifier.Config) { c.CacheSize = 16 })
 		time.Sleep(poll)
+		used := map[string]time.Time{}
 		for range 3 {
-			for _, k := range keys {
+			for i, k := range keys {
 				v.accepts(k)
+				time.Sleep(97 * time.Millisecond)
 				v.accepts(k)
+				used[ids[i]+" v1"] = time.Now()
 			}
 		}
 		if n := v.Health().CachedKeys; n > 16 {
@@ -441,10 +471,34 @@ func TestEvictedKeysAreCounted(t *testing.T) {
 		}
 		v.stop()
 		got := e.reported(t)
+		e.toldOf(t, used)
 		for _, id := range ids {
 			if got[id+" v1 eu"] != 6 {
 				t.Errorf("%s: %d uses, want 6", id, got[id+" v1 eu"])
 			}
 		}
+	})
+}
+
+// TestWhatIsInUseIsFetchedAtOnceAfterAReset, also where its use was counted in
+// the cache alone.
+func TestWhatIsInUseIsFetchedAtOnceAfterAReset(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		id, apiKey := e.key(t)
+		v := start(t, e)
+		time.Sleep(poll)
+		v.accepts(apiKey)
+		time.Sleep(2 * time.Minute) // the question for it is long ago
+		v.accepts(apiKey)
+		var before int
+		e.set(func() { before = len(e.lookups) })
+		e.restart()
+		time.Sleep(2 * poll)
+		e.set(func() {
+			if since := e.lookups[before:]; len(since) != 1 || !slices.Contains(since[0].KeyIDs, id) {
+				t.Errorf("after a reset, without a request: %v", since)
+			}
+		})
 	})
 }
