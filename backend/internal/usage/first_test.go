@@ -174,13 +174,13 @@ func TestFirstUsesAreStoredTogether(t *testing.T) {
 	})
 }
 
-// TestStorageThatHangsHoldsNobodyUp for longer than a moment.
+// TestStorageThatHangsHoldsNobodyUp for longer than a moment, and is told of once.
 func TestStorageThatHangsHoldsNobodyUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := gate{storetest.NewMemory(), make(chan struct{})}
-		tracker := usage.New(start)
-		b := newBook(tracker, &shelf{Storage: g})
+		tracker, logs := usage.New(start), &strings.Builder{}
+		b := usage.NewBook(tracker, &shelf{Storage: g}, slips{g}, clock.NewManual(start), hclog.New(&hclog.LoggerOptions{Output: logs}))
 		var hanging, answered sync.WaitGroup
 		remember := func(id string) {
 			if err := b.Remember(t.Context(), tracker.Record(start, id, 1, "c|eu", true)); err == nil {
@@ -199,6 +199,9 @@ func TestStorageThatHangsHoldsNobodyUp(t *testing.T) {
 		}
 		close(g.open)
 		hanging.Wait()
+		if told := strings.Count(logs.String(), "could not be stored"); told != 1 {
+			t.Errorf("the log says so %d times: %s", told, logs)
+		}
 	})
 }
 
