@@ -281,7 +281,6 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 	}
 	e.keeper.Book.Deleted = e.keeper.IsDeleted
 	e.keeper.Book.Reports = usage.NewReports(reports, b.clock.Now())
-	e.keeper.Book.Look(ctx)
 	b.startWatching(e)
 	e.ticker = jobs.NewTicker(e.keeper, b.Logger())
 	e.bulk = jobs.NewBulk(e.keeper, b.Logger())

@@ -94,6 +94,9 @@ func newMountOn(t tester, memory *storetest.Memory, storage logical.Storage, c *
 		t.Fatalf("initialize: %v", err)
 	}
 	m.quiet()
+	if e := m.opened(); e != nil {
+		e.keeper.Book.Recover(t.Context()) // as the first tick does
+	}
 	return m
 }
 

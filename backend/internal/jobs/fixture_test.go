@@ -72,7 +72,7 @@ func openFixture(t *testing.T, memory *storetest.Memory, c *clock.Manual) *fixtu
 	f.store = s
 	tracker := usage.New(c.Now())
 	f.keeper = &lifecycle.Keeper{Store: s, Clock: c, Rand: rand.Reader, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages(), s.FirstUses(), c, logger), Logger: logger}
-	f.keeper.Book.Look(t.Context())
+	f.keeper.Book.Recover(t.Context())
 	f.ticker, f.bulk = NewTicker(f.keeper, logger), NewBulk(f.keeper, logger)
 	return f
 }

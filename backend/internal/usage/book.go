@@ -163,13 +163,8 @@ func (b *Book) Flush(ctx context.Context, now time.Time, retention time.Duration
 	return errors.Join(append(errs, b.notes.sweep(ctx))...)
 }
 
-// Look finds out with one list whether a crash, or another node, has left notes
-// of first uses behind. Where it has not, as after a stop that was clean, or once
-// Recover has read them, versions can count as drained.
-func (b *Book) Look(ctx context.Context) { b.notes.look(ctx) }
-
 // Recover reads the notes of first uses that a crash, or another node, has left
-// behind. It costs nothing once all
+// behind. Until it has, no version counts as drained. It costs nothing once all
 // are read; what fails is logged, and tried again by the next call.
 func (b *Book) Recover(ctx context.Context) {
 	if err := b.notes.recover(ctx); err != nil {

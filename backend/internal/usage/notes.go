@@ -363,14 +363,6 @@ func (n *notes) reopen() {
 	n.known = false
 }
 
-// look tells whether there is nothing to recover. Where it fails, recover finds out.
-func (n *notes) look(ctx context.Context) {
-	names, err := n.store.ListPages(ctx)
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.known = err == nil && len(names) == 0
-}
-
 // recover reads the notes that a crash, or another node, has left behind, where
 // that has not been done or some were damaged. Nobody else waits for it.
 func (n *notes) recover(ctx context.Context) error {

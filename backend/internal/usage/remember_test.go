@@ -143,7 +143,6 @@ func TestNotesAreNotReadByRequests(t *testing.T) {
 	counting := storetest.NewCounting(memory)
 	faulty := storetest.NewFaulty(counting)
 	_, tracker, b = opened(faulty, at(time.Hour))
-	b.Look(t.Context())
 	counting.Reset()
 	answer(t, tracker, b, at(time.Hour), "key7", 2, "c|eu")
 	later := at(100 * time.Hour)
@@ -166,7 +165,7 @@ func TestNotesAreNotReadByRequests(t *testing.T) {
 		t.Errorf("once all are read it takes %s", got)
 	}
 	_, _, b = opened(storetest.NewMemory(), start)
-	b.Look(t.Context())
+	b.Recover(t.Context())
 	if v := b.Drained(t.Context(), rolling("k"), quiet, later)(1); !v.Drained {
 		t.Errorf("where there are no notes: %s", v.Why)
 	}
