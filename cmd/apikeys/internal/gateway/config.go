@@ -95,6 +95,8 @@ type Policy struct {
 	// lets the gateway do that.
 	Hide   bool
 	Routes []*Route
+	// RouteFiles are the names of the files that give routes.
+	RouteFiles []string
 	// AccessLog says which requests are logged.
 	AccessLog AccessLog
 	// DeprecationLink is the page that clients on a retiring version are told.

@@ -167,18 +167,29 @@ func readSources(paths []string) ([]source, error) {
 func parse(sources []source) (Config, error) {
 	parser := hclparse.NewParser()
 	var bodies []hcl.Body
+	var routeFiles []string
 	for _, s := range sources {
 		parsed, diags := parser.ParseHCL(s.content, s.name)
 		if diags.HasErrors() {
 			return Config{}, faultsOf(diags)
 		}
 		bodies = append(bodies, parsed.Body)
+		if givesRoutes(parsed.Body) {
+			routeFiles = append(routeFiles, s.name)
+		}
 	}
 	var f file
 	if diags := gohcl.DecodeBody(hcl.MergeBodies(bodies), nil, &f); diags.HasErrors() {
 		return Config{}, faultsOf(diags)
 	}
-	return f.build()
+	c, err := f.build()
+	c.Policy.RouteFiles = routeFiles
+	return c, err
+}
+
+func givesRoutes(body hcl.Body) bool {
+	content, _, _ := body.PartialContent(&hcl.BodySchema{Blocks: []hcl.BlockHeaderSchema{{Type: "route", LabelNames: []string{"name"}}}}) // faults are found by who decodes
+	return len(content.Blocks) > 0
 }
 
 // faultsOf lists all of diags, not only the first. They hold no values.

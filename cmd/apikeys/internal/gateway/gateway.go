@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -151,9 +152,9 @@ func lookOf(f files, err error) look {
 }
 
 // Reload reads the files again and puts the policy and the certificates in
-// force, both at once. Where any of it cannot be used, or no routes are left of
-// some, all stays as it was; the log, the metrics and readiness say so, and the
-// error why.
+// force, both at once. Where any of it cannot be used, no routes are left of some,
+// or a file has lost all of its own, all stays as it was; the log, the metrics and
+// readiness say so, and the error why.
 func (g *Gateway) Reload() error {
 	g.reloading.Lock()
 	defer g.reloading.Unlock()
@@ -184,9 +185,8 @@ func (g *Gateway) reload(f files, err error) error {
 	if err == nil {
 		config, err = parse(f.config)
 	}
-	// A file that is emptied in place would open what the routes protect.
-	if routes := g.policy.Load().routes; err == nil && len(config.Policy.Routes) == 0 && len(routes) > 0 {
-		err = fmt.Errorf("there are no routes any more, so that every valid key would do for every request; before there were %d: restart if that is meant", len(routes))
+	if err == nil {
+		err = keepsRoutes(g.policy.Load().Policy, config.Policy, f.config)
 	}
 	var served []*tls.Config
 	if err == nil {
@@ -204,5 +204,19 @@ func (g *Gateway) reload(f files, err error) error {
 	g.policy.Store(newPolicy(config.Policy, served))
 	g.metrics.reloaded(g.clock())
 	g.log.Info("the configuration is reloaded", "routes", len(config.Policy.Routes))
+	return nil
+}
+
+// keepsRoutes tells what is wrong with next, read from sources, after now: a file
+// that is emptied in place would open what its routes protect.
+func keepsRoutes(now, next Policy, sources []source) error {
+	if len(next.Routes) == 0 && len(now.Routes) > 0 {
+		return fmt.Errorf("there are no routes any more, so that every valid key would do for every request; before there were %d: restart if that is meant", len(now.Routes))
+	}
+	for _, s := range sources {
+		if slices.Contains(now.RouteFiles, s.name) && !slices.Contains(next.RouteFiles, s.name) {
+			return fmt.Errorf("%s has no routes any more, so that others would decide about what they protect: delete the file or restart if that is meant", s.name)
+		}
+	}
 	return nil
 }

@@ -206,6 +206,59 @@ func TestNoReloadOpensAllRoutes(t *testing.T) {
 	}
 }
 
+// TestNoReloadOpensTheRoutesOfAFile empties one of several files of routes.
+func TestNoReloadOpensTheRoutesOfAFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	const admin = `route "admin" {
+  path   = "/admin"
+  scopes = ["admin"]
+}
+`
+	writeFile(t, dir+"/admin.hcl", admin)
+	writeFile(t, dir+"/gateway.hcl", testConfig)
+	writeFile(t, dir+"/rest.hcl", `route "rest" {}`)
+	config, err := Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := newTestGateway(t, testConfig)
+	g.policy.Store(newPolicy(config.Policy, nil))
+	g.paths = []string{dir}
+	status := func() int {
+		answer := g.ask(http.MethodGet, "/admin", http.Header{"X-Api-Key": {goodKey}}) // without admin
+		_ = answer.Body.Close()
+		return answer.StatusCode
+	}
+	for _, content := range []string{"", "# " + strings.ReplaceAll(admin, "\n", "\n# "), `drain_delay = "0s"`} {
+		writeFile(t, dir+"/admin.hcl", content)
+		for range 2 { // the routes that it had are not forgotten
+			if err := g.Reload(); err == nil || !strings.Contains(err.Error(), dir+"/admin.hcl has no routes any more") {
+				t.Errorf("%q: %v", content, err)
+			}
+		}
+		if !g.outdated.Load() || status() != http.StatusForbidden {
+			t.Errorf("%q: %d, outdated %v", content, status(), g.outdated.Load())
+		}
+	}
+	writeFile(t, dir+"/admin.hcl", strings.Replace(admin, `"admin"]`, `"admin", "more"]`, 1))
+	if err := g.Reload(); err != nil || g.outdated.Load() || status() != http.StatusForbidden {
+		t.Errorf("with other routes: %v, %d", err, status())
+	}
+
+	// Deleting a file says that it is meant.
+	if err := os.Remove(dir + "/admin.hcl"); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Reload(); err != nil || status() != http.StatusOK {
+		t.Errorf("without the file: %v, %d", err, status())
+	}
+	writeFile(t, dir+"/admin.hcl", "")
+	if err := g.Reload(); err != nil {
+		t.Errorf("a new file without routes: %v", err)
+	}
+}
+
 // tlsGateway is one that is served with a certificate of ca's in dir.
 func tlsGateway(t *testing.T, dir string) (g *testGateway, ask func(ca *authority, certs ...tls.Certificate) (int, error)) {
 	t.Helper()
