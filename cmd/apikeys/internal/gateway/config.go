@@ -307,11 +307,8 @@ func (f *file) buildRoutes(fault faultFunc, p *Policy) {
 		}
 		if b.Path != nil {
 			r.Path = *b.Path
-			if first, more, ok := readings(r.Path); !ok || len(more) > 0 && slices.ContainsFunc(more, func(v string) bool { return strings.TrimSuffix(v, "/") != strings.TrimSuffix(first, "/") }) {
-				fault("%s: path must begin with / and be written plainly, without dot segments, escapes, parameters or a query, got %q", at, r.Path)
-			}
-			if strings.Contains(r.Path, "?") {
-				fault("%s: path must have no query, got %q", at, r.Path)
+			if !isPrefix(r.Path) {
+				fault("%s: path must begin with / and have only ASCII letters, digits and %s, without escapes, empty segments or dot segments, got %q", at, prefixMarks, r.Path)
 			}
 		}
 		for _, m := range r.Methods {

@@ -154,7 +154,16 @@ func TestFaultsAreNamed(t *testing.T) {
 		listener + `route "a" { path = "v1" }`:                                 `path must begin with /`,
 		listener + `route "a" { path = "/a/../b" }`:                            `path must begin with /`,
 		listener + `route "a" { path = "/a%2fb" }`:                             `path must begin with /`,
-		listener + `route "a" { path = "/a?b" }`:                               `path must have no query`,
+		listener + `route "a" { path = "/a?b" }`:                               `route "a": path must begin with /`,
+		listener + `route "a" { path = "/v1/café" }`:                           `route "a": path must begin with / and have only ASCII letters, digits and -._~`,
+		listener + `route "a" { path = "/caf%C3%A9" }`:                         `without escapes`,
+		listener + `route "a" { path = "/a b" }`:                               `got "/a b"`,
+		listener + `route "a" { path = "/a{b}" }`:                              `got "/a{b}"`,
+		listener + `route "a" { path = "/a;b" }`:                               `got "/a;b"`,
+		listener + `route "a" { path = "/a//b" }`:                              `without escapes, empty segments or dot segments, got "/a//b"`,
+		listener + `route "a" { path = "//" }`:                                 `got "//"`,
+		listener + `route "a" { path = "/a/." }`:                               `got "/a/."`,
+		listener + `route "a" { path = "" }`:                                   `route "a": path must begin with /`,
 		listener + `route "a" { methods = ["get"] }`:                           `methods must be in upper case`,
 		listener + `route "a" { scopes = ["a b"] }`:                            `a scope must be`,
 		listener + `route "a" { scopes = ["orders:*"] }`:                       `a scope must be`,
@@ -164,6 +173,11 @@ func TestFaultsAreNamed(t *testing.T) {
 		_, err := parse([]source{{"x.hcl", []byte(file)}})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s\ngot %v, want %q", file, err, want)
+		}
+	}
+	for _, p := range []string{"/", "/a", "/a/b/", "/.well-known/", "/v1/x-y_z~1/a:b@c,d=(e)*!$&'+"} {
+		if _, err := parse([]source{{"x.hcl", []byte(listener + `route "a" { path = "` + p + `" }`)}}); err != nil {
+			t.Errorf("%s: %v", p, err)
 		}
 	}
 	if _, err := Load(filepath.Join(t.TempDir(), "missing.hcl")); err == nil || !strings.Contains(err.Error(), "missing.hcl") {

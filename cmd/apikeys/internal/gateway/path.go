@@ -31,6 +31,9 @@ func readings(raw string) (first string, more []string, ok bool) {
 	if plain {
 		return raw, nil, true
 	}
+	if len(raw) > maxOddPath {
+		return "", nil, false
+	}
 	if _, err := url.PathUnescape(raw); err != nil {
 		return "", nil, false
 	}
@@ -43,11 +46,13 @@ func readings(raw string) (first string, more []string, ok bool) {
 
 // What a path may come to. A stranger chooses it, so the work is bounded.
 const (
+	// maxOddPath bounds a path that is not plain, in bytes.
+	maxOddPath = 8 << 10
 	// maxDecodings is how often a path may be encoded upon itself.
 	maxDecodings = 2
 	maxReadings  = 256
 	// maxReadingBytes bounds all readings of a path together.
-	maxReadingBytes = 128 << 10
+	maxReadingBytes = 32 << 10
 )
 
 // steps are what servers do to a path beside decoding it.
@@ -180,11 +185,23 @@ func withoutAuthority(p string) string {
 	return "/" + rest
 }
 
-// below tells whether p is prefix, or below it by whole segments. A prefix that
-// ends in a slash holds only what is below it.
+// below tells whether p is prefix, or below it by whole segments, whatever the
+// case of ASCII letters. A prefix is ASCII; one that ends in a slash holds only
+// what is below it.
 func below(p, prefix string) bool {
-	if !strings.HasPrefix(p, prefix) {
+	n := len(prefix)
+	if len(p) < n || len(p) > n && prefix[n-1] != '/' && p[n] != '/' {
 		return false
 	}
-	return len(p) == len(prefix) || strings.HasSuffix(prefix, "/") || p[len(prefix)] == '/'
+	return strings.EqualFold(p[:n], prefix)
 }
+
+// isPrefix tells whether a route may have p as its path: only what clients send
+// as it is and all servers take alike.
+func isPrefix(p string) bool {
+	return isWord(p, maxOddPath, prefixMarks) && p[0] == '/' && p != "//" && (p == "/" || path.Clean(p) == strings.TrimSuffix(p, "/"))
+}
+
+// prefixMarks are what a route's path may have beside letters and digits: the
+// pchar of RFC 3986 but escapes and semicolons, and slashes.
+const prefixMarks = "-._~!$&'()*+,=:@/"

@@ -25,6 +25,10 @@ func TestFindRoute(t *testing.T) {
 		{Name: "admin", Path: "/admin", Scopes: []string{"admin"}},
 		{Name: "below", Path: "/only/below/"},
 		{Name: "partners", Host: "*.partners.example.com", Path: "/"},
+		{Name: "Mixed", Path: "/Mixed", Scopes: []string{"a", "b"}, Source: "s"},
+		{Name: "mixed", Path: "/mixed", Scopes: []string{"b", "a"}, Source: "s"},
+		{Name: "mixed-other", Path: "/MIXED", Scopes: []string{"a"}, Source: "s"},
+		{Name: "mixed-elsewhere", Path: "/mIXED", Scopes: []string{"a", "b"}},
 		{Name: "rest", Host: "api.example.com", Path: "/"},
 	}
 	const api = "api.example.com"
@@ -130,6 +134,27 @@ func TestFindRoute(t *testing.T) {
 		{"GET", api, "/x/..//y/admin", "AMBIGUOUS_PATH"},
 		{"GET", api, "//x/y", "rest"},
 
+		// Some fold case.
+		{"GET", api, "/ADMIN", "AMBIGUOUS_PATH"},
+		{"GET", api, "/Admin/users", "AMBIGUOUS_PATH"},
+		{"GET", "", "/ADMIN", "AMBIGUOUS_PATH"}, // nor where no other route fits
+		{"GET", api, "/%41dmin", "AMBIGUOUS_PATH"},
+		{"GET", api, "/x/../ADMIN", "AMBIGUOUS_PATH"},
+		{"GET", api, "/HEALTH", "AMBIGUOUS_PATH"},
+		{"POST", api, "/V1/orders", "AMBIGUOUS_PATH"},
+		{"GET", "evil.com", "/V1/orders", "NO_ROUTE"}, // the route is another host's
+		{"GET", api, "/ADMINx", "rest"},
+		{"GET", api, "/only/BELOW", "rest"},
+		{"GET", api, "/only/BELOW/x", "rest"}, // it asks the same
+		{"GET", api, "/v1/orders/ABC%41", "orders-read"},
+		{"GET", api, "/X", "rest"},
+		{"GET", api, "/Mixed", "Mixed"},
+		{"GET", api, "/mixed/x", "mixed"}, // it asks the same
+		{"GET", api, "/mixed/%C3%A9", "mixed"},
+		{"GET", api, "/MIXED", "AMBIGUOUS_PATH"},
+		{"GET", api, "/mIXED", "AMBIGUOUS_PATH"}, // counted elsewhere
+		{"GET", api, "/mixeD", "AMBIGUOUS_PATH"},
+
 		// Nobody should be given these.
 		{"GET", api, "", "AMBIGUOUS_PATH"},
 		{"GET", api, "*", "AMBIGUOUS_PATH"},
@@ -167,7 +192,7 @@ func TestRoutesHoldWhateverTheUpstream(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		parts := rapid.SliceOfN(rapid.SampledFrom([]string{
-			"/", "admin", "x", "..", ".", ";", `\`, "%2f", "%2F", "%2e", "%5c", "%61", "%252e", "%252f", "%3b", "%25", "%3f", "%23", "%20", "a=b", "%2561dmin", "//", "/../", "ADMIN", "é",
+			"/", "admin", "x", "..", ".", ";", `\`, "%2f", "%2F", "%2e", "%5c", "%61", "%252e", "%252f", "%3b", "%25", "%3f", "%23", "%20", "a=b", "%2561dmin", "//", "/../", "ADMIN", "%41", "DMIN", "é",
 		}), 0, 10).Draw(t, "parts")
 		routesHold(t, "/"+strings.Join(parts, ""), rapid.SliceOfN(rapid.Byte(), 0, 8).Draw(t, "order"))
 	})
@@ -175,7 +200,7 @@ func TestRoutesHoldWhateverTheUpstream(t *testing.T) {
 
 func FuzzRoutesHoldWhateverTheUpstream(f *testing.F) {
 	for _, raw := range []string{
-		"/x/../admin//../y", "/%2e%2e/admin//../y", "/%252e%252e/admin", `/x/..;\y/admin`, "/admin%3fx", "//x/admin", "/x%2fy%5c..%5cadmin", "/admin;x", "/y%20z/",
+		"/x/../admin//../y", "/%2e%2e/admin//../y", "/%252e%252e/admin", `/x/..;\y/admin`, "/admin%3fx", "//x/admin", "/x%2fy%5c..%5cadmin", "/admin;x", "/y%20z/", "/%41DMIN",
 	} {
 		f.Add(raw, []byte{0, 4, 0, 4})
 	}
@@ -185,7 +210,7 @@ func FuzzRoutesHoldWhateverTheUpstream(f *testing.F) {
 // routesHold sees what each reader makes of a path, and what a server does that
 // does several of these in an order.
 func routesHold(t rapid.TB, raw string, order []byte) {
-	routes := table{{Name: "admin", Path: "/admin"}, {Name: "rest", Path: "/"}}
+	routes := table{{Name: "admin", Path: "/admin", Scopes: []string{"admin"}}, {Name: "rest", Path: "/"}}
 	route, _ := routes.find("GET", "x", raw)
 	if route == nil {
 		return
@@ -229,6 +254,9 @@ var readers = map[string]func(string) string{
 	"decodes, ends at it, cleans":   func(p string) string { return path.Clean(cutQuery(lenient(p))) },
 	"merges slashes":                func(p string) string { return strings.ReplaceAll(strings.ReplaceAll(p, "//", "/"), "//", "/") },
 	"takes backslashes for slashes": turn,
+	"folds case":                    lower,
+	"decodes, folds case, cleans":   func(p string) string { return path.Clean(lower(lenient(p))) },
+	"folds case, decodes, resolves": func(p string) string { return rfc3986(lenient(lower(p))) },
 	"decodes, turns, cleans":        func(p string) string { return path.Clean(turn(lenient(p))) },
 	"takes //x for a host": func(p string) string {
 		u, err := (&url.URL{Scheme: "http", Host: "x"}).Parse(turn(p))
@@ -292,6 +320,16 @@ func cutQuery(p string) string {
 
 func turn(p string) string { return strings.ReplaceAll(p, `\`, "/") }
 
+// lower folds the case of ASCII letters.
+func lower(p string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= 'A' && r <= 'Z' {
+			return r - 'A' + 'a'
+		}
+		return r
+	}, p)
+}
+
 func first(p string) string {
 	if p == "/admin" || strings.HasPrefix(p, "/admin/") {
 		return "admin"
@@ -329,14 +367,15 @@ func hexOf(c byte) string {
 func worstPaths() map[string]string {
 	const many = `/%2f|/../%252f\//%2f%5c^%2e%2F%3b`
 	return map[string]string{
-		"many":              many,
-		"many, and long":    many + strings.Repeat("x", 200),
-		"too many":          strings.Repeat(many, 8),
-		"too many to hold":  strings.Repeat(`/..;/%252e%2f\%3f/`, 2000),
-		"too many segments": strings.Repeat("/", maxReadingBytes-1) + "x",
-		"many dots":         strings.Repeat("/.%2e", 10_000),
-		"as long as can":    "/%41" + strings.Repeat("x", maxReadingBytes/2-4),
-		"too long":          "/%" + strings.Repeat("41", maxReadingBytes/2),
+		"many":             many,
+		"many, and long":   many + strings.Repeat("x", 200),
+		"too many":         strings.Repeat(many, 8),
+		"too many to hold": strings.Repeat(`/..;/%252e%2f\%3f/`, 2000),
+		"many segments":    strings.Repeat("/", maxOddPath-1) + "x",
+		"many dots":        strings.Repeat("/.%2e", maxOddPath/5),
+		"as long as can":   "/%41" + strings.Repeat("x", maxOddPath-4),
+		"too long":         "/%41" + strings.Repeat("x", maxOddPath-3),
+		"too many bytes":   "/%2541;/" + strings.Repeat("x", maxOddPath-8),
 	}
 }
 
@@ -375,8 +414,11 @@ func BenchmarkWorstPaths(b *testing.B) {
 }
 
 func TestPlainPathsCostNothing(t *testing.T) {
-	routes := table{{Name: "a", Host: "api.example.com", Path: "/v1"}}
-	if n := testing.AllocsPerRun(100, func() { _, _ = routes.find("GET", "api.example.com", "/v1/orders/17/lines") }); n > 0 {
-		t.Errorf("%v allocations", n)
+	scopes := []string{"a", "b"}
+	routes := table{{Name: "a", Host: "api.example.com", Path: "/v1"}, {Name: "X", Path: "/X", Scopes: scopes}, {Name: "x", Path: "/x", Scopes: scopes}}
+	for _, p := range []string{"/v1/orders/17/lines", "/V1/orders", "/x/17"} {
+		if n := testing.AllocsPerRun(100, func() { _, _ = routes.find("GET", "api.example.com", p) }); n > 0 {
+			t.Errorf("%s: %v allocations", p, n)
+		}
 	}
 }

@@ -14,7 +14,7 @@ type Route struct {
 	// Host is a name in lower case, or *.domain for every name below a domain;
 	// empty for every host.
 	Host string
-	// Path is a prefix, by whole segments.
+	// Path is a prefix, by whole segments, in ASCII.
 	Path string
 	// Methods are in upper case; none means all.
 	Methods []string
@@ -34,7 +34,8 @@ type table []*Route
 
 // find returns the first route that fits all readings of the path, and of the
 // method: some servers take get for GET. It returns nil and a reason where none
-// does, or where two readings lead to two routes.
+// does, or where two readings lead to two routes. Servers that fold case may be
+// led to another route if it asks the same.
 func (t table) find(method, host, rawPath string) (*Route, Reason) {
 	first, more, ok := readings(rawPath)
 	if !ok {
@@ -44,13 +45,20 @@ func (t table) find(method, host, rawPath string) (*Route, Reason) {
 		return anyKey, ""
 	}
 	host = hostName(host)
-	found := t.match(method, host, first)
+	found, ok := t.match(method, host, first)
+	if !ok {
+		return nil, ReasonPath
+	}
+	agrees := func(method, p string) bool {
+		r, ok := t.match(method, host, p)
+		return ok && r == found
+	}
 	upper := strings.ToUpper(method)
 	if upper != method {
 		more = append(more, first)
 	}
 	for _, p := range more {
-		if t.match(method, host, p) != found || upper != method && t.match(upper, host, p) != found {
+		if !agrees(method, p) || upper != method && !agrees(upper, p) {
 			return nil, ReasonPath
 		}
 	}
@@ -60,13 +68,35 @@ func (t table) find(method, host, rawPath string) (*Route, Reason) {
 	return found, ""
 }
 
-func (t table) match(method, host, p string) *Route {
+// match returns the first route that fits, or nil. It tells false where the first
+// one that fits but for case asks something else.
+func (t table) match(method, host, p string) (found *Route, ok bool) {
+	var folded *Route
 	for _, r := range t {
-		if below(p, r.Path) && r.serves(host) && (len(r.Methods) == 0 || slices.Contains(r.Methods, method)) {
-			return r
+		if !below(p, r.Path) || !r.serves(host) || len(r.Methods) > 0 && !slices.Contains(r.Methods, method) {
+			continue
+		}
+		if folded == nil {
+			folded = r
+		}
+		if strings.HasPrefix(p, r.Path) {
+			return r, r.asksAs(folded)
 		}
 	}
-	return nil
+	return nil, folded == nil
+}
+
+// asksAs tells whether requests need the same by r as by other, and are counted
+// at the same source.
+func (r *Route) asksAs(other *Route) bool {
+	if r == other {
+		return true
+	}
+	return r.Public == other.Public && r.Source == other.Source && containsAll(r.Scopes, other.Scopes) && containsAll(other.Scopes, r.Scopes)
+}
+
+func containsAll(scopes, others []string) bool {
+	return !slices.ContainsFunc(others, func(s string) bool { return !slices.Contains(scopes, s) })
 }
 
 func (r *Route) serves(host string) bool {
