@@ -170,7 +170,7 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 	// Also a report that comes again: it may do so because this failed. Who
 	// reports would not tell again what is answered, so that a crash would hide
 	// the source.
-	if err := c.watch.remember(ctx, firstsOf(c.keeper.Usage, entries)); err != nil {
+	if err := c.keeper.Book.Insist(ctx, firstsOf(c.keeper.Usage, entries)...); err != nil {
 		return nil, fmt.Errorf("what the report says was counted and could not be stored, send it again: %w", err)
 	}
 	answer := map[string]any{"counted": 0, "duplicate": !counted, "errors": faults}

@@ -126,7 +126,7 @@ func (b *Backend) verify(ctx context.Context, c *call) (*logical.Response, error
 	resp, err := b.verdicts(ctx, c)
 	// Where storage fails the clients go on all the same, and only a crash before
 	// the next use, or flush, would hide the source. The log tells of it.
-	_ = c.watch.remember(ctx, c.firsts)
+	_ = c.keeper.Book.Remember(ctx, c.firsts...)
 	return resp, err
 }
 

@@ -341,15 +341,6 @@ func (w *watcher) used(now time.Time, k *keyring.Key, verdict record.Verdict, so
 	return nil
 }
 
-// remember has storage know of first uses before they are answered: a source
-// that a crash made unknown would not hold the version up.
-func (w *watcher) remember(ctx context.Context, firsts []*usage.First) error {
-	if len(firsts) == 0 {
-		return nil
-	}
-	return w.engine.keeper.Book.Remember(ctx, firsts...)
-}
-
 // wrongSecret notes a token with the id of a real key and a secret that none
 // of its versions has.
 func (w *watcher) wrongSecret(now time.Time, keyID string) {

@@ -45,6 +45,28 @@ func (f *First) place() place { return place{f.KeyID, f.Version, f.Source} }
 // and not at all within restTime of a failure. An error leaves them counted, and
 // to be remembered with the next use or the next flush.
 func (b *Book) Remember(ctx context.Context, firsts ...*First) error {
+	unknown := b.unknown(firsts)
+	if len(unknown) == 0 {
+		return nil
+	}
+	if !b.rest.tries(b.clock.Elapsed()) {
+		return errResting
+	}
+	err := b.note(ctx, unknown)
+	if b.rest.over(b.clock.Elapsed(), err) {
+		b.logger.Warn("the first use of a key from a source could not be stored; until it can, no other is waited for", "key_id", unknown[0].KeyID, "error", err, "tried_again_after", restTime)
+	}
+	return err
+}
+
+// Insist is Remember for one who would come again where it fails: it asks storage
+// also within restTime of a failure.
+func (b *Book) Insist(ctx context.Context, firsts ...*First) error {
+	return b.note(ctx, b.unknown(firsts))
+}
+
+// unknown are those of firsts of which it is not known that storage has them.
+func (b *Book) unknown(firsts []*First) []*First {
 	var unknown []*First
 	for _, f := range firsts {
 		if b.notes.has(f) || b.outlined(f.KeyID).has(b.tracker.seed, f) {
@@ -53,23 +75,13 @@ func (b *Book) Remember(ctx context.Context, firsts ...*First) error {
 			unknown = append(unknown, f)
 		}
 	}
-	if len(unknown) == 0 {
-		return nil
-	}
-	if !b.rest.tries(b.clock.Elapsed()) {
-		return errResting
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), noteTime)
-	defer cancel()
-	err := b.note(ctx, unknown)
-	if b.rest.over(b.clock.Elapsed(), err) {
-		b.logger.Warn("the first use of a key from a source could not be stored; until it can, no other is waited for", "key_id", unknown[0].KeyID, "error", err, "tried_again_after", restTime)
-	}
-	return err
+	return unknown
 }
 
 // note stores those uses that no page has.
 func (b *Book) note(ctx context.Context, firsts []*First) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), noteTime)
+	defer cancel()
 	var fresh []*First
 	var failed error
 	for _, f := range firsts {
