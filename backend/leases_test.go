@@ -81,6 +81,55 @@ func TestRenewingALease(t *testing.T) {
 	m.wantCodes("EXPIRED", presented)
 }
 
+// TestARenewalThatIsRefusedChangesNothing: in the last second there is nothing
+// to renew.
+func TestARenewalThatIsRefusedChangesNothing(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		rotate bool
+		at     time.Duration
+		want   int
+	}{
+		"a second before the end of the overlap":    {true, time.Hour - time.Second, http.StatusOK},
+		"within a second of the end of the overlap": {true, time.Hour - time.Millisecond, badStatus},
+		"within a second of max_ttl":                {false, 2*time.Hour - time.Millisecond, badStatus},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMount(t)
+			m.role(object{"ttl": "2h", "max_ttl": "2h", "overlap_period": "1h"})
+			_, id, lease := m.lease()
+			if c.rotate {
+				m.rotateLeased(id, nil)
+			}
+			m.clock.Advance(c.at)
+			stored := m.snapshot()
+			if a := m.renew(lease, 0); a.status != c.want {
+				t.Errorf("the renewal answers %s", a)
+			}
+			if diff := stored.diff(m.snapshot()); (diff != "") != (c.want == http.StatusOK) {
+				t.Errorf("the renewal changed %q", diff)
+			}
+		})
+	}
+}
+
+// TestALeaseOutlivesAClockThatWasSetBack: a version ends by the time of its
+// key, which does not go back.
+func TestALeaseOutlivesAClockThatWasSetBack(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.role(object{"ttl": "1h", "max_ttl": "9h"})
+	v1, id, lease1 := m.lease()
+	m.clock.Advance(30 * time.Minute)
+	m.renew(lease1, 0)
+	m.clock.Leap(-2 * time.Hour)
+	m.renew(lease1, 0)
+	m.wantCodes("VALID", v1)
+	v2, _ := m.rotateLeased(id, nil)
+	m.wantCodes("VALID VALID", v1, v2)
+}
+
 func TestTheMountLimitsLeases(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)

@@ -518,7 +518,7 @@ func (x *modelMachine) rotateLease() {
 	number := 0
 	a := x.ask(logical.UpdateOperation, "rotate-leased/"+id, nil, func(ref *reference) int {
 		k := ref.keys[id]
-		if !x.now().Before(k.maxExpire) {
+		if !k.now(x.now()).Before(k.maxExpire) {
 			return http.StatusBadRequest
 		}
 		v, ok := k.rotate(x.now(), ref.roles[k.role], rotation{})
@@ -526,7 +526,7 @@ func (x *modelMachine) rotateLease() {
 			return http.StatusBadRequest
 		}
 		number = v.number
-		v.expire = soonest(x.now().Add(modelLeaseTTL), k.maxExpire)
+		v.expire = soonest(k.now(x.now()).Add(modelLeaseTTL), k.maxExpire)
 		return http.StatusOK
 	})
 	if a.status == http.StatusOK {
@@ -546,16 +546,16 @@ func (x *modelMachine) endLease() {
 	if rapid.Bool().Draw(x.T, "renew") {
 		a := x.m.renew(secret, 0)
 		now := k.now(x.now())
-		if want := v.accepted(now) && x.now().Before(k.maxExpire); want != (a.status < 300) && v.number == k.latest() {
+		limit := k.maxExpire
+		if v.at(now) == "retiring" {
+			limit = soonest(limit, v.until)
+		}
+		if want := v.accepted(now) && limit.Sub(now) >= time.Second; want != (a.status < 300) {
 			x.Fatalf("at %s a renewal of %s answers %s, the model says that it succeeds: %t", stamp(now), id, a, want)
 		}
 		if a.status < 300 {
 			k.settle(now)
-			limit := k.maxExpire
-			if v.state == "retiring" {
-				limit = soonest(limit, v.until)
-			}
-			v.expire = soonest(x.now().Add(modelLeaseTTL), limit)
+			v.expire = soonest(now.Add(modelLeaseTTL), limit)
 		}
 		return
 	}

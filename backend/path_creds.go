@@ -156,9 +156,6 @@ func (b *Backend) renewLease(ctx context.Context, req *logical.Request, data *fr
 		if err != nil {
 			return nil, err
 		}
-		if ttl <= 0 {
-			return nil, badInput("the lease has reached its end and cannot be renewed")
-		}
 		resp := &logical.Response{Secret: req.Secret}
 		resp.Secret.TTL = ttl
 		// Vault takes the increment that was asked for instead of TTL, and cuts

@@ -21,7 +21,8 @@ func (k *Key) LeaseLimit(version int) time.Time {
 }
 
 // Renew moves the end of the lease of a version to expire, cut to what
-// LeaseLimit allows.
+// LeaseLimit allows. It is refused within a second of that, which Vault cannot
+// tell from no lease at all.
 func (k *Key) Renew(c Cause, version int, expire time.Time) (*Key, error) {
 	if !k.Leased() {
 		return nil, refuse(ErrWrongState, "%s is not leased and has nothing to renew", k.Label())
@@ -36,5 +37,8 @@ func (k *Key) Renew(c Cause, version int, expire time.Time) (*Key, error) {
 		return nil, refuse(ErrFinal, "version %d of %s has ended and its lease cannot be renewed", version, k.Label())
 	}
 	v.ExpireTime = earlier(expire, k.LeaseLimit(version))
+	if v.ExpireTime.Sub(c.Now) < time.Second {
+		return nil, refuse(ErrFinal, "the lease of version %d of %s has reached its end and cannot be renewed", version, k.Label())
+	}
 	return n, nil
 }

@@ -27,6 +27,7 @@ func (kp *Keeper) RotateLeased(ctx context.Context, id string, allowed func(*key
 		if err := allowed(k.Lease); err != nil {
 			return nil, err
 		}
+		now = k.Now(now)
 		var err error
 		if life, err = ttl(r, k.CreatedTime, now); err != nil {
 			return nil, err
@@ -52,6 +53,7 @@ func (kp *Keeper) RotateLeased(ctx context.Context, id string, allowed func(*key
 func (kp *Keeper) Renew(ctx context.Context, id string, version int, ttl TTLFunc) (time.Duration, error) {
 	var life time.Duration
 	_, _, _, err := kp.Update(ctx, id, func(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
+		now = k.Now(now) // below it, the new end could be over already
 		wanted, err := ttl(r, k.CreatedTime, now)
 		if err != nil {
 			return nil, err
