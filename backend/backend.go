@@ -263,6 +263,12 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 		return e, nil
 	}
 	writable := b.WriteSafeReplicationState()
+	var charge *fence.Fence // nil on a node that may not write
+	storage = fence.Leading(storage, func() {
+		if charge != nil {
+			charge.Doubt()
+		}
+	})
 	s, err := store.Open(ctx, storage, b.clock, b.rand, writable)
 	if err != nil {
 		return nil, err
@@ -290,12 +296,16 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 			return nil, err
 		}
 		s.OnLost = e.refile
-		e.fence = fence.New(s, b.clock, s.Feed().Position().Epoch, b.Logger(), func() { b.standDown(e) })
-		e.fence.Superseded(ctx) // takes charge, now or when storage allows
+		charge = fence.New(s, b.clock, s.Feed().Position().Epoch, b.Logger(), func() { b.standDown(e) })
+		e.fence = charge
+		charge.Superseded(ctx) // takes charge, now or when storage allows
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
+		if charge != nil {
+			charge.Close()
+		}
 		return nil, errors.New("the engine is shutting down")
 	}
 	if b.former != nil {

@@ -270,3 +270,48 @@ func TestTwoMountsHaveAFenceEach(t *testing.T) {
 		}
 	}
 }
+
+// cutOff is the storage of a node that does not lead, and hears nothing of who
+// does: its disk is full, say.
+type cutOff struct {
+	*storetest.Memory
+	off atomic.Bool
+}
+
+func (c *cutOff) Put(ctx context.Context, entry *logical.StorageEntry) error {
+	if c.off.Load() {
+		return errNoLeader
+	}
+	return c.Memory.Put(ctx, entry)
+}
+
+// TestAProcessThatMayNotWriteAnswersNothing once a write has shown that another
+// node leads, and answers again when it leads.
+func TestAProcessThatMayNotWriteAnswersNothing(t *testing.T) {
+	t.Parallel()
+	memory := storetest.NewMemory()
+	storage := &cutOff{Memory: memory}
+	m := newMountOn(t, memory, storage, clock.NewManual(epoch))
+	m.role(nil)
+	token := m.key("acme", nil)
+	m.wantCodes("VALID", token)
+	storage.off.Store(true)
+	m.wantCodes("VALID", token) // nothing has shown it
+	if a := m.request(logical.UpdateOperation, "rotate/acme", nil); a.status < http.StatusInternalServerError {
+		t.Errorf("rotate answers %s", a)
+	}
+	for range 3 {
+		for path, data := range map[string]object{"verify": {fieldAPIKey: token}, "lookup": {"key_ids": []any{"0123456789ab"}}} {
+			if a := m.request(logical.UpdateOperation, path, data); a.status != http.StatusServiceUnavailable {
+				t.Errorf("%s answers %s", path, a)
+			}
+		}
+		m.clock.Advance(fence.Every)
+		m.fenceLooked()
+	}
+	storage.off.Store(false)
+	m.clock.Advance(fence.Every)
+	m.request(logical.UpdateOperation, "verify", object{fieldAPIKey: token})
+	m.fenceLooked()
+	m.wantCodes("VALID", token)
+}

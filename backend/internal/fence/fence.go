@@ -16,7 +16,8 @@
 // It does not keep lists.
 //
 // To ask costs a read of memory. Nothing is decided without storage: while it
-// fails or hangs, the last answer stands.
+// fails or hangs, the last answer stands. But where storage refuses a write
+// because another node leads, the process is in doubt until it can write.
 package fence
 
 import (
@@ -62,7 +63,11 @@ type Fence struct {
 	logger  hclog.Logger
 	onOver  func()
 
-	last   atomic.Pointer[look]
+	last atomic.Pointer[look]
+	// doubts counts the writes that were refused for want of the lead, and
+	// settled is how many of them were there before the last write that was not.
+	doubts, settled atomic.Uint64
+
 	ctx    context.Context
 	cancel context.CancelFunc
 
@@ -104,16 +109,26 @@ func (f *Fence) Close() { f.cancel() }
 // nothing.
 func (f *Fence) Over() bool { return f.last.Load().over }
 
+// Doubt has the process answer nothing until it has written: storage says that
+// this node does not lead. Another one may, and this one may never hear of it.
+func (f *Fence) Doubt() {
+	if f.doubts.Add(1) == f.settled.Load()+1 {
+		f.logger.Warn("storage says that this node does not lead: nothing is answered but 503 until it takes a write")
+	}
+}
+
+func (f *Fence) inDoubt() bool { return f.doubts.Load() != f.settled.Load() }
+
 // Idle tells whether no look at storage is under way.
 func (f *Fence) Idle() bool { return f.last.Load().done == nil }
 
-// Superseded tells whether another process has taken charge of the mount. The
-// first call takes charge. Where the answer is older than Fresh it waits for
-// another one, for Patience at most.
+// Superseded tells whether another process has taken charge of the mount, or may
+// have. The first call takes charge. Where the answer is older than Fresh it
+// waits for another one, for Patience at most.
 func (f *Fence) Superseded(ctx context.Context) bool {
 	now, l := f.clock.Elapsed(), f.last.Load()
 	if l.over || l.done == nil && now-l.began < Every {
-		return l.over
+		return l.over || f.inDoubt()
 	}
 	if l.done == nil {
 		next := &look{began: now, answered: l.answered, failing: l.failing, done: make(chan struct{})}
@@ -125,14 +140,14 @@ func (f *Fence) Superseded(ctx context.Context) bool {
 		}
 	}
 	if l.done == nil || l.failing || now-l.answered < Fresh || now-l.began >= Patience {
-		return l.over
+		return l.over || f.inDoubt()
 	}
 	select {
 	case <-l.done:
 	case <-ctx.Done():
 	case <-f.clock.After(Patience - (now - l.began)):
 	}
-	return f.Over()
+	return f.Over() || f.inDoubt()
 }
 
 func (f *Fence) look(l *look) {
@@ -187,14 +202,15 @@ func (f *Fence) judge(ctx context.Context) (over bool, err error) {
 		// Both have listed before either wrote. Which one may stay shows in who
 		// can write: a process that has ended may have written late.
 		number++
-	case there:
+	case there && !f.inDoubt():
 		return false, nil
 	}
 	// It is also written again where a snapshot from before was restored.
-	mine := nameOf(number, f.boot)
+	mine, doubts := nameOf(number, f.boot), f.doubts.Load()
 	if err := f.storage.PutCharge(ctx, mine); err != nil {
 		return false, err
 	}
+	f.settled.Store(doubts)
 	f.number, f.older = number, nil
 	for _, name := range names {
 		if name != mine {

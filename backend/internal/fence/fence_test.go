@@ -318,3 +318,42 @@ func TestAProcessThatStopsWritesNothing(t *testing.T) {
 	}
 	n.has(t)
 }
+
+// TestWhoIsRefusedAWriteForWantOfTheLeadIsInDoubt until a write of its own is
+// taken, which is tried once a second at most.
+func TestWhoIsRefusedAWriteForWantOfTheLeadIsInDoubt(t *testing.T) {
+	t.Parallel()
+	n, c := &names{}, clock.NewManual(time.Time{})
+	a := start(t, n, c, "a")
+	n.set(func() { n.noWrite = errStorage })
+	a.Doubt()
+	a.Doubt()
+	if !a.Superseded(t.Context()) || a.Over() {
+		t.Error("not in doubt at once, or over for good")
+	}
+	for range 20 {
+		c.Advance(Every / 10)
+		if !a.Superseded(t.Context()) {
+			t.Fatal("no doubt while no write is taken")
+		}
+		a.ended()
+	}
+	if n.puts != 3 {
+		t.Errorf("%d writes, want the first and one in each of 2 seconds", n.puts)
+	}
+	n.set(func() { n.noWrite = nil })
+	c.Advance(Every)
+	a.Superseded(t.Context())
+	a.ended()
+	if a.Superseded(t.Context()) {
+		t.Error("in doubt after a write")
+	}
+	n.has(t, "0000000001-a", "0000000001-a")
+	if said := strings.Count(a.log.String(), "does not lead"); said != 1 {
+		t.Errorf("it is said %d times", said)
+	}
+	a.Doubt()
+	if !a.Superseded(t.Context()) {
+		t.Error("not in doubt a second time")
+	}
+}
