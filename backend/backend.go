@@ -264,7 +264,7 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 	}
 	writable := b.WriteSafeReplicationState()
 	var charge *fence.Fence // nil on a node that may not write
-	storage = fence.Leading(storage, func() {
+	storage = store.Leading(storage, func() {
 		if charge != nil {
 			charge.Doubt()
 		}

@@ -187,7 +187,7 @@ func firstsOf(t *usage.Tracker, entries []usageEntry) []*usage.First {
 		if e.count == 0 || e.key.Leased() {
 			continue
 		}
-		if first := t.First(e.key.ID, e.version.Number, e.source); first != nil {
+		if first := t.First(e.lastUsed, e.key.ID, e.version.Number, e.source); first != nil {
 			firsts = append(firsts, first)
 		}
 	}

@@ -59,7 +59,7 @@ func TestUseSurvivesARestart(t *testing.T) {
 // that was answered, and a crash would hide the source.
 func TestAReportIsAnsweredWhenItsSourcesAreStored(t *testing.T) {
 	t.Parallel()
-	for name, applied := range map[string]bool{"not stored": false, "stored and not told": true} {
+	for name, c := range map[string]struct{ applied, crash bool }{"not stored": {}, "stored and not told": {applied: true}, "repeated after a crash": {crash: true}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			memory := storetest.NewMemory()
@@ -76,18 +76,33 @@ func TestAReportIsAnsweredWhenItsSourcesAreStored(t *testing.T) {
 				return object{"verifier": "edge", "boot": "b", "sequence": sequence, "reported_through": stamp(m.clock.Now()), "entries": entries}
 			}
 			first := report(object{fieldKeyID: m.read("keys/acme")[fieldKeyID], fieldVersion: 1, fieldSource: "us", "count": 3})
-			faulty.Inject(storetest.Fault{At: 1, WritesOnly: true, Applied: applied, Rest: !applied})
+			faulty.Inject(storetest.Fault{At: 1, WritesOnly: true, Applied: c.applied, Rest: !c.applied})
 			if a := m.request(logical.UpdateOperation, "usage", first); a.status != http.StatusInternalServerError || !strings.Contains(a.errText, "send it again") {
 				t.Errorf("a report whose source is not stored answers %s", a)
 			}
 			faulty.Heal()
+			// Storage comes to know that the report was counted, and no count.
+			cut := func() {
+				faulty.Inject(storetest.Fault{At: 1, Rest: true, Only: func(op storetest.Op) bool { return strings.HasPrefix(op.String(), "put usage/") }})
+				if err := m.engineNow().watch.flush(t.Context()); err == nil || faulty.Failed() == 0 {
+					t.Errorf("the flush says %v", err)
+				}
+				faulty.Heal()
+			}
+			if c.crash {
+				cut()
+				m = m.crash()
+			}
 			if got := m.write("usage", first); got["duplicate"] != true {
 				t.Errorf("the repeated report answers %v", got)
 			}
+			if !c.crash {
+				cut()
+			}
 			m = m.crash()
-			m.write("usage", report())
 			m.pass(30 * time.Hour)
-			m.refused(badStatus, logical.UpdateOperation, "retire/acme", nil, "not drained", "us")
+			m.write("usage", report()) // up to now
+			m.refused(badStatus, logical.UpdateOperation, "retire/acme", nil, "not drained", "not seen on a newer version yet: eu, us")
 		})
 	}
 }

@@ -24,6 +24,8 @@ const (
 	maxWrites = 64
 	// splitWrites is how many pages a flush of one page writes at most.
 	splitWrites = 2
+	// maxFailed is after how many pages that fail a flush gives up.
+	maxFailed = 3
 )
 
 // errDamaged says that a page cannot be read. The others go on.
@@ -136,6 +138,7 @@ func (b *Book) Flush(ctx context.Context, now time.Time, retention time.Duration
 		return err
 	}
 	var errs []error
+	failed := 0
 	dirty := append(b.tracker.dirtyKeys(), noted...)
 	for writes := maxWrites; writes >= splitWrites && (len(dirty) > 0 || b.hasForgotten()); {
 		work, err := b.sort(ctx, dirty)
@@ -152,7 +155,10 @@ func (b *Book) Flush(ctx context.Context, now time.Time, retention time.Duration
 			writes -= n
 			dirty = append(dirty, rest...)
 			if errs = append(errs, err); err != nil && !errors.Is(err, errDamaged) {
-				return errors.Join(errs...)
+				b.last = w.name // the next flush does not begin with it
+				if failed++; failed == maxFailed {
+					return errors.Join(errs...)
+				}
 			}
 		}
 		if writes == before {

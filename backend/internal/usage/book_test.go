@@ -421,6 +421,60 @@ func TestADamagedPageHoldsNothingElseUp(t *testing.T) {
 	}
 }
 
+// TestAPageThatStorageDoesNotReadHoldsNothingElseUp: first uses are noted, on
+// that page too, and flushes go on with the others.
+func TestAPageThatStorageDoesNotReadHoldsNothingElseUp(t *testing.T) {
+	t.Parallel()
+	memory := twoPages(t)
+	faulty := storetest.NewFaulty(memory)
+	s, tracker, b := opened(faulty, start)
+	faulty.Inject(storetest.Fault{At: 1, Rest: true, Only: func(op storetest.Op) bool { return op.String() == "get usage/0" }})
+	for i := range 100 {
+		answer(t, tracker, b, start, fmt.Sprint("key", i), 1, "c|eu")
+	}
+	for range 3 {
+		s.puts = 0
+		tracker.Record(start, "key0", 1, "c|eu", true)
+		tracker.Record(start, "key1", 1, "c|eu", true)
+		if err := b.Flush(t.Context(), start, week); err == nil {
+			t.Error("a flush that cannot read a page says nothing")
+		}
+	}
+	faulty.Heal()
+	page, err := memory.Get(t.Context(), "usage/1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(page.Value), `"key`); n < 20 {
+		t.Errorf("the page that can be read has %d keys", n)
+	}
+	flushAll(t, b, s, start)
+	if page, err = memory.Get(t.Context(), "usage/0"); err != nil || strings.Count(string(page.Value), `"key`) < 20 {
+		t.Errorf("the other page has %.200s, %v", page.Value, err)
+	}
+}
+
+// TestANoteThatIsWrittenLateHidesNoOther: storage that gave up a write may do it
+// after all.
+func TestANoteThatIsWrittenLateHidesNoOther(t *testing.T) {
+	t.Parallel()
+	faulty := storetest.NewFaulty(storetest.NewMemory())
+	s, tracker, b := opened(faulty, start)
+	faulty.Inject(storetest.Fault{At: 1, Late: true, Only: func(op storetest.Op) bool { return strings.HasPrefix(op.String(), "put firstuse/") }})
+	if err := b.Insist(t.Context(), tracker.Record(start, "k", 1, "c|us", true)); err == nil {
+		t.Fatal("a write that fails is said to be done")
+	}
+	if err := b.Insist(t.Context(), tracker.Record(start, "k", 1, "c|eu", true)); err != nil {
+		t.Fatal(err)
+	}
+	if err := faulty.Release(); err != nil {
+		t.Fatal(err)
+	}
+	crashed := newBook(usage.New(at(time.Hour)), s)
+	crashed.Recover(t.Context())
+	wantLaggard(t, "after a crash", crashed, rolling("k"), at(100*time.Hour), "eu")
+}
+
 // TestManySourcesOfManyVersionsStayWithinARecord: what had to make room is
 // not drained.
 func TestManySourcesOfManyVersionsStayWithinARecord(t *testing.T) {

@@ -88,9 +88,11 @@ func (b *Book) note(ctx context.Context, firsts []*First) error {
 		switch o, err := b.outline(ctx, f.KeyID); {
 		case errors.Is(err, errDamaged), err == nil && o.has(b.tracker.seed, f): // on a page that is damaged nothing counts as drained
 			b.tracker.kept(f)
-		case err != nil:
+		case ctx.Err() != nil:
+			return errors.Join(failed, err)
+		case err != nil && (b.dir.Load() == nil || errors.Is(err, context.DeadlineExceeded)):
 			failed = err
-		default:
+		default: // also where that one page cannot be read
 			fresh = append(fresh, f)
 		}
 	}

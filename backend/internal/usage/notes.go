@@ -22,7 +22,7 @@ const (
 	// NotePrefix begins the storage paths of notes.
 	NotePrefix = "firstuse/"
 	// noteUses is how many first uses a note has before the next one begins,
-	// and maxNoteUses how many a single write may bring it to: about 150 KB.
+	// and maxNoteUses how many a single write may bring it to: at most about 240 KB.
 	noteUses    = 64
 	maxNoteUses = 1024
 	// maxNoted bounds the first uses that wait for a flush, about 200 bytes each.
@@ -176,6 +176,10 @@ func (n *notes) put(ctx context.Context, uses []*First) error {
 		err = n.store.PutPage(ctx, name, data)
 	}
 	if err != nil {
+		// It may be written late, over what would be in it by then.
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.shut()
 		return err
 	}
 	n.mu.Lock()

@@ -207,25 +207,29 @@ func (t *Tracker) Add(now time.Time, keyID string, number int, source string, n 
 	return &First{KeyID: keyID, Version: number, Source: source, At: now}
 }
 
-// First returns what Add returned for a use that was counted before, nil where
-// storage knows of it.
-func (t *Tracker) First(keyID string, number int, source string) *First {
+// First returns what Add returned for an accepted use that was counted before,
+// perhaps by another process, at a time. It is nil where storage knows of it.
+func (t *Tracker) First(at time.Time, keyID string, number int, source string) *First {
 	s := t.shard(keyID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	first := &First{KeyID: keyID, Version: number, Source: source, At: at}
 	r, ok := s.keys.Peek(keyID)
 	if !ok || r.versions[number] == nil {
-		return nil
+		return first
 	}
 	for _, name := range []string{source, Other} {
-		if src := r.versions[number].sources[name]; src != nil {
-			if src.Count == 0 || src.kept {
-				return nil
-			}
-			return &First{KeyID: keyID, Version: number, Source: name, At: src.LastUsed}
+		src := r.versions[number].sources[name]
+		switch {
+		case src == nil:
+		case src.kept:
+			return nil
+		case src.Count > 0:
+			first.Source, first.At = name, src.LastUsed
+			return first
 		}
 	}
-	return nil
+	return first
 }
 
 // kept notes that storage knows of a first use.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
 
-package fence
+package store
 
 import (
 	"context"
