@@ -114,6 +114,34 @@ func TestARenewalThatIsRefusedChangesNothing(t *testing.T) {
 	}
 }
 
+// TestTheLastLeaseEndsWithMaxTTL: to the instant, whatever part of a second the
+// clocks show.
+func TestTheLastLeaseEndsWithMaxTTL(t *testing.T) {
+	t.Parallel()
+	const end = "2026-01-05T02:00:00Z"
+	for _, at := range []time.Duration{time.Hour, time.Hour + time.Millisecond, time.Hour + 999*time.Millisecond, 2*time.Hour - time.Second} {
+		m := newMount(t)
+		m.role(object{"ttl": "2h", "max_ttl": "2h"})
+		v1, id, lease1 := m.lease()
+		m.clock.Advance(at)
+		m.renew(lease1, 0)
+		if v := m.verdict(v1, nil); v["expire_time"] != end {
+			t.Errorf("renewed after %s it ends %v", at, v["expire_time"])
+		}
+		v2, lease2 := m.rotateLeased(id, nil)
+		if v := m.verdict(v2, nil); v["expire_time"] != end || lease2.TTL != (2*time.Hour-at).Truncate(time.Second) {
+			t.Errorf("rotated after %s it ends %v with a lease of %s", at, v["expire_time"], lease2.TTL)
+		}
+	}
+	m := newMount(t)
+	m.role(object{"ttl": "2h", "max_ttl": "2h"})
+	_, id, _ := m.lease()
+	m.clock.Advance(2*time.Hour - time.Millisecond)
+	if a := m.request(logical.UpdateOperation, "rotate-leased/"+id, nil); a.status != badStatus {
+		t.Errorf("with no second left rotate-leased answers %s", a)
+	}
+}
+
 // TestALeaseOutlivesAClockThatWasSetBack: a version ends by the time of its
 // key, which does not go back.
 func TestALeaseOutlivesAClockThatWasSetBack(t *testing.T) {

@@ -114,8 +114,9 @@ func (b *Backend) maxLeaseTTL(r *role.Role) time.Duration {
 // core has nothing left to cut. increment is what a renewal asks for.
 func (b *Backend) leaseTTL(c *call, increment time.Duration) lifecycle.TTLFunc {
 	return func(r *role.Role, created, now time.Time) (time.Duration, error) {
-		// CalculateTTL reads the machine's clock: give it the key's age.
-		start := clock.System().Now().Add(-now.Sub(created))
+		// CalculateTTL reads the machine's clock, in seconds: give it the key's age
+		// in those, so that what is left does not depend on the instant.
+		start := clock.System().Now().Truncate(time.Second).Add(-now.Sub(created).Truncate(time.Second))
 		ttl, warnings, err := framework.CalculateTTL(b.System(), increment, r.TTL, 0, r.MaxTTL, 0, start)
 		if err != nil {
 			return 0, badInput("the key has reached its max_ttl: read a new one at creds/%s", r.Name)

@@ -32,6 +32,10 @@ func (kp *Keeper) RotateLeased(ctx context.Context, id string, allowed func(*key
 		if life, err = ttl(r, k.CreatedTime, now); err != nil {
 			return nil, err
 		}
+		expire := earliest(now.Add(life), k.Lease.MaxExpireTime)
+		if life = expire.Sub(now).Truncate(time.Second); life <= 0 {
+			return nil, &keyring.Refusal{Rule: keyring.ErrFinal, Text: "the key has reached its max_ttl: read a new one at creds/" + k.Role}
+		}
 		o := RotateWish{Overlap: overlap, ActivationDelay: new(time.Duration)}.options(r)
 		cause.Now = now
 		next, token, err := kp.rotate(ctx, k, r, r.Policy(), o, cause)
@@ -39,7 +43,7 @@ func (kp *Keeper) RotateLeased(ctx context.Context, id string, allowed func(*key
 			return nil, err
 		}
 		made = token
-		next.Versions[len(next.Versions)-1].ExpireTime = now.Add(life)
+		next.Versions[len(next.Versions)-1].ExpireTime = expire
 		return next, nil
 	})
 	if err != nil {
