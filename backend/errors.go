@@ -69,7 +69,7 @@ func respond(err error) (*logical.Response, error) {
 
 // errSuperseded is the answer of a process that is not in charge any more: it
 // does not know what holds now.
-var errSuperseded = logical.CodedError(http.StatusServiceUnavailable, "another process has taken charge of this mount: ask again, and another node")
+var errSuperseded = logical.CodedError(http.StatusServiceUnavailable, "another process has taken charge of this mount, or may have: ask again, and another node")
 
 // errNotYours says that a leased key was made by another caller.
 var errNotYours = errors.New("the key belongs to another caller")

@@ -297,6 +297,10 @@ func TestAProcessThatMayNotWriteAnswersNothing(t *testing.T) {
 	m.wantCodes("VALID", token)
 	storage.off.Store(true)
 	m.wantCodes("VALID", token) // nothing has shown it
+	// The first use from a source is a write.
+	if a := m.request(logical.UpdateOperation, "verify", object{fieldAPIKey: token, fieldSource: "elsewhere"}); a.status != http.StatusServiceUnavailable {
+		t.Errorf("verify answers %s", a)
+	}
 	if a := m.request(logical.UpdateOperation, "rotate/acme", nil); a.status < http.StatusInternalServerError {
 		t.Errorf("rotate answers %s", a)
 	}

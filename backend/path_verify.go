@@ -127,6 +127,9 @@ func (b *Backend) verify(ctx context.Context, c *call) (*logical.Response, error
 	// Where storage fails the clients go on all the same, and only a crash before
 	// the next use, or flush, would hide the source. The log tells of it.
 	_ = c.keeper.Book.Remember(ctx, c.firsts...)
+	if c.fence != nil && c.fence.InDoubt() {
+		return nil, errSuperseded // that write has shown that another node leads
+	}
 	return resp, err
 }
 

@@ -117,7 +117,8 @@ func (f *Fence) Doubt() {
 	}
 }
 
-func (f *Fence) inDoubt() bool { return f.doubts.Load() != f.settled.Load() }
+// InDoubt tells whether it waits for a write. It asks nothing.
+func (f *Fence) InDoubt() bool { return f.doubts.Load() != f.settled.Load() }
 
 // Idle tells whether no look at storage is under way.
 func (f *Fence) Idle() bool { return f.last.Load().done == nil }
@@ -128,7 +129,7 @@ func (f *Fence) Idle() bool { return f.last.Load().done == nil }
 func (f *Fence) Superseded(ctx context.Context) bool {
 	now, l := f.clock.Elapsed(), f.last.Load()
 	if l.over || l.done == nil && now-l.began < Every {
-		return l.over || f.inDoubt()
+		return l.over || f.InDoubt()
 	}
 	if l.done == nil {
 		next := &look{began: now, answered: l.answered, failing: l.failing, done: make(chan struct{})}
@@ -140,14 +141,14 @@ func (f *Fence) Superseded(ctx context.Context) bool {
 		}
 	}
 	if l.done == nil || l.failing || now-l.answered < Fresh || now-l.began >= Patience {
-		return l.over || f.inDoubt()
+		return l.over || f.InDoubt()
 	}
 	select {
 	case <-l.done:
 	case <-ctx.Done():
 	case <-f.clock.After(Patience - (now - l.began)):
 	}
-	return f.Over() || f.inDoubt()
+	return f.Over() || f.InDoubt()
 }
 
 func (f *Fence) look(l *look) {
@@ -202,7 +203,7 @@ func (f *Fence) judge(ctx context.Context) (over bool, err error) {
 		// Both have listed before either wrote. Which one may stay shows in who
 		// can write: a process that has ended may have written late.
 		number++
-	case there && !f.inDoubt():
+	case there && !f.InDoubt():
 		return false, nil
 	}
 	// It is also written again where a snapshot from before was restored.

@@ -49,6 +49,8 @@ type Book struct {
 	// asked to take any.
 	notes *notes
 	rest  rest
+	// recovered is when notes were last read, or tried to be, plus 1; 0 before.
+	recovered atomic.Int64
 	// outlines are what pages have. Those that are missing are read by loading,
 	// as many at once as loads has room for.
 	outlines *lru.Cache[string, *outline]
@@ -157,7 +159,7 @@ func (b *Book) Flush(ctx context.Context, now time.Time, retention time.Duration
 			if errs = append(errs, err); err != nil && !errors.Is(err, errDamaged) {
 				b.last = w.name // the next flush does not begin with it
 				if failed++; failed == maxFailed {
-					return errors.Join(errs...)
+					writes = 0 // no further page
 				}
 			}
 		}
@@ -173,9 +175,22 @@ func (b *Book) Flush(ctx context.Context, now time.Time, retention time.Duration
 // behind. Until it has, no version counts as drained. It costs nothing once all
 // are read; what fails is logged, and tried again by the next call.
 func (b *Book) Recover(ctx context.Context) {
+	b.recovered.Store(int64(b.clock.Elapsed()) + 1)
 	if err := b.notes.recover(ctx); err != nil {
 		b.logger.Warn("the notes of first uses could not be read; until they are, no version counts as drained", "error", err)
 	}
+}
+
+// recoverSoon is Recover for who asks before the first tick does it: it waits for
+// noteTime at most, and tries no more than once in restTime.
+func (b *Book) recoverSoon(ctx context.Context) {
+	if last := b.recovered.Load(); b.notes.isKnown() || last > 0 && b.clock.Elapsed()-time.Duration(last) < restTime {
+		return
+	}
+	_ = b.loading.do(ctx, NotePrefix, func(ctx context.Context) error {
+		b.Recover(ctx)
+		return nil
+	})
 }
 
 // settle drops the notes of what pages have by now.

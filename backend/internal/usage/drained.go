@@ -40,6 +40,7 @@ func (b *Book) Drained(ctx context.Context, k *keyring.Key, quiet time.Duration,
 			}
 			return verdict
 		}
+		b.recoverSoon(ctx)
 		if why := b.notes.unknown(); why != "" {
 			return keyring.DrainVerdict{Next: now.Add(recheck(k, number, quiet, now)), Why: why}
 		}

@@ -32,6 +32,8 @@ const (
 	// maxGone is how many deleted keys are remembered, so that a use which was
 	// under way does not bring them back.
 	maxGone = 16_384
+	// maxSwept is how many notes one flush deletes.
+	maxSwept = 2048
 	// noteSchema is the major version of the stored form.
 	noteSchema = 1
 )
@@ -328,7 +330,7 @@ func (n *notes) sweep(ctx context.Context) error {
 		}
 	}
 	n.mu.Unlock()
-	for _, name := range over {
+	for _, name := range over[:min(len(over), maxSwept)] {
 		if err := n.store.DeletePage(ctx, name); err != nil {
 			return err
 		}
@@ -358,6 +360,12 @@ func (n *notes) unknown() string {
 	default:
 		return ""
 	}
+}
+
+func (n *notes) isKnown() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.known
 }
 
 // reopen has the notes read that another node may have left.
