@@ -57,8 +57,12 @@ const (
 
 // steps are what servers do to a path beside decoding it.
 var steps = []func(string) string{
-	path.Clean, resolved, merged, slashed, withoutParameters, withoutQuery, withoutAuthority,
+	path.Clean, resolved, merged, slashed, withoutParameters, withoutQuery, withoutAuthority, asciiCase.Replace,
 }
+
+// asciiCase makes of the letters beyond ASCII whose other case lies in ASCII
+// that one: the Kelvin sign, the long s and the dotted I.
+var asciiCase = strings.NewReplacer("\u212a", "k", "\u017f", "s", "\u0130", "i")
 
 // closure are raw and all that steps and decoding make of it, until they make
 // nothing new. It tells false where that takes more than maxDecodings, comes to

@@ -140,6 +140,7 @@ func TestFindRoute(t *testing.T) {
 		{"GET", "", "/ADMIN", "AMBIGUOUS_PATH"}, // nor where no other route fits
 		{"GET", api, "/%41dmin", "AMBIGUOUS_PATH"},
 		{"GET", api, "/x/../ADMIN", "AMBIGUOUS_PATH"},
+		{"GET", api, "/adm%C4%B0n", "AMBIGUOUS_PATH"}, // whose lower case is admin in some languages
 		{"GET", api, "/HEALTH", "AMBIGUOUS_PATH"},
 		{"POST", api, "/V1/orders", "AMBIGUOUS_PATH"},
 		{"GET", "evil.com", "/V1/orders", "NO_ROUTE"}, // the route is another host's
