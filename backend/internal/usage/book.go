@@ -225,9 +225,13 @@ func (b *Book) begin(ctx context.Context, retention time.Duration) error {
 	if err := b.open(ctx); err != nil {
 		return err
 	}
+	failed := 0
 	for _, name := range slices.Sorted(maps.Keys(b.unsure)) {
 		if _, err := b.load(ctx, name); err != nil && !errors.Is(err, errDamaged) {
-			return err
+			// It stays unsure: whoever flushes that page looks again.
+			if failed++; failed == maxFailed {
+				return err
+			}
 		}
 	}
 	return nil

@@ -428,6 +428,12 @@ func TestAPageThatStorageDoesNotReadHoldsNothingElseUp(t *testing.T) {
 	memory := twoPages(t)
 	faulty := storetest.NewFaulty(memory)
 	s, tracker, b := opened(faulty, start)
+	faulty.Inject(storetest.Fault{At: 1, Only: func(op storetest.Op) bool { return op.String() == "put usage/0" }})
+	tracker.Record(start, "key0", 1, "c|eu", true)
+	tracker.Record(start, "key2", 1, "c|eu", true)
+	if err := b.Flush(t.Context(), start, week); err == nil || faulty.Failed() != 1 {
+		t.Fatalf("%d writes of the page failed, and the flush says %v", faulty.Failed(), err)
+	}
 	faulty.Inject(storetest.Fault{At: 1, Rest: true, Only: func(op storetest.Op) bool { return op.String() == "get usage/0" }})
 	for i := range 100 {
 		answer(t, tracker, b, start, fmt.Sprint("key", i), 1, "c|eu")
@@ -473,6 +479,26 @@ func TestANoteThatIsWrittenLateHidesNoOther(t *testing.T) {
 	crashed := newBook(usage.New(at(time.Hour)), s)
 	crashed.Recover(t.Context())
 	wantLaggard(t, "after a crash", crashed, rolling("k"), at(100*time.Hour), "eu")
+}
+
+// TestNotesThatCouldNotBeWrittenAreBounded, however often a report comes again.
+func TestNotesThatCouldNotBeWrittenAreBounded(t *testing.T) {
+	t.Parallel()
+	counting := storetest.NewCounting(storetest.NewMemory())
+	faulty := storetest.NewFaulty(counting)
+	s, tracker, b := opened(faulty, start)
+	first := tracker.Record(start, "k", 1, "c|us", true)
+	faulty.Inject(storetest.Fault{At: 1, Rest: true, WritesOnly: true})
+	for range 5000 {
+		if err := b.Insist(t.Context(), first); err == nil {
+			t.Fatal("a write that fails is said to be done")
+		}
+	}
+	faulty.Heal()
+	flushAll(t, b, s, start)
+	if n := counting.Total().Delete; n > 2100 {
+		t.Errorf("%d notes that were not written are deleted", n)
+	}
 }
 
 // TestManySourcesOfManyVersionsStayWithinARecord: what had to make room is

@@ -182,6 +182,9 @@ func (n *notes) put(ctx context.Context, uses []*First) error {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.shut()
+		if n.all[name].left == 0 && len(n.all) > maxSwept {
+			delete(n.all, name) // what is written late of it is read after the next start
+		}
 		return err
 	}
 	n.mu.Lock()
