@@ -33,8 +33,8 @@ PEER       := $(CURDIR)/dist/scale/database-engine
 BUILD_PEER := cd scripts/vault && CGO_ENABLED=0 go build -trimpath -tags minimal -ldflags '-s -w' -o $(PEER) ./database-engine
 
 TEST_FLAGS ?=
-# Chaos has a target of its own: where a leader's disk is full, two nodes of
-# Vault may both lead for seconds, and then promises are broken that it judges.
+# Chaos has a target of its own until a run of all faults has no violation:
+# docs/explanation/proof.md says where it fails.
 E2E_FLAGS  ?= -v -count=1 -p 1 -parallel 4 -timeout 25m -skip '^TestChaos$$'
 E2E        ?= ./e2e/...
 BENCH      ?= .

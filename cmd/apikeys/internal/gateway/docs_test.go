@@ -69,7 +69,7 @@ func TestSystemdUnits(t *testing.T) {
 	t.Parallel()
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
-		t.Skip("SKIP: there is no systemd-analyze")
+		t.Skip("SKIP: there is no systemd-analyze to check the units with; install systemd")
 	}
 	program, err := os.Executable()
 	if err != nil {
