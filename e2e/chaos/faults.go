@@ -375,6 +375,21 @@ func (w *world) one(f fault, hold time.Duration) error {
 	return nil
 }
 
+// supersededBound is how long a node that has lost its place without noticing may
+// answer from its cache: docs/adr/0013-who-is-in-charge.md.
+const supersededBound = 2 * time.Second
+
+// vaultLate is how long after its end Vault may accept a version: not at all
+// while no fault is on.
+func (w *world) vaultLate() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.struck {
+		return supersededBound
+	}
+	return 0
+}
+
 func (w *world) setStruck(yes bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -213,7 +213,9 @@ func (f *fleet) batch(ctx context.Context, uses []use) {
 	for i, u := range uses {
 		items[i] = fields{"api_key": u.token, "source": u.client.kind.String()[:4]}
 	}
+	late := f.w.vaultLate()
 	a := f.w.calls.call(ctx, verifyTimeout, http.MethodPost, mount+"/verify", fields{"batch_input": items})
+	late = max(late, f.w.vaultLate())
 	var got struct {
 		Results []struct {
 			Valid   bool   `json:"valid"`
@@ -228,7 +230,7 @@ func (f *fleet) batch(ctx context.Context, uses []use) {
 		return
 	}
 	for i, u := range uses {
-		v := oracle.Verification{Class: "Vault", Verifier: "Vault", Sent: a.sent, Answered: a.answered, Verdict: oracle.Failed}
+		v := oracle.Verification{Class: "Vault", Verifier: "Vault", Sent: a.sent, Answered: a.answered, Verdict: oracle.Failed, Late: late}
 		if err == nil && i < len(got.Results) {
 			r := got.Results[i]
 			v.Code, v.AnsweredKey, v.AnsweredVersion = r.Code, r.Name, r.Version

@@ -107,6 +107,7 @@ func (r *Report) Markdown() string {
 	} {
 		line("| %s | %d | %d |", row.name, row.of(vault), row.of(edge))
 	}
+	line("| accepted after their end, within the bound | %d | %d |", vault.Late, edge.Late)
 	line("| accepted late by at most | %.0f ms | %.0f ms |", vault.MaxLate, edge.MaxLate)
 	codes := map[string]bool{}
 	for _, c := range []oracle.Class{vault, edge} {

@@ -81,8 +81,9 @@ type Class struct {
 	Errors int `json:"errors"`
 	// Codes counts the refusals.
 	Codes map[string]int `json:"codes"`
-	// MaxLate is how long after its end a version was accepted at most, within
-	// the bounds or not, in milliseconds.
+	// Late are acceptances of versions that had ended, within the bounds or not,
+	// and MaxLate is by how much at most, in milliseconds.
+	Late    int     `json:"late"`
 	MaxLate float64 `json:"max_late_ms"`
 }
 
@@ -457,6 +458,7 @@ func (o *Oracle) judgeAcceptance(k *key, class *Class, v Verification) {
 	if life.may.touch(v.Sent, v.Answered) {
 		return
 	}
+	class.Late++
 	end := life.may.endBefore(v.Sent)
 	late := v.Sent.Sub(end)
 	if !end.IsZero() {

@@ -242,7 +242,7 @@ func TestOracleCountsWhatItWasTold(t *testing.T) {
 	o.saidWithin(Accepted, 1, 41.25, 43, 10)
 	s := o.Summary()
 	got := *s.Classes["test"]
-	if got.Verifications != 5 || got.Accepted != 2 || got.Refused != 1 || got.Unavailable != 1 || got.Errors != 1 || got.Codes["RETIRED"] != 1 || got.MaxLate != 250 {
+	if got.Verifications != 5 || got.Accepted != 2 || got.Refused != 1 || got.Unavailable != 1 || got.Errors != 1 || got.Codes["RETIRED"] != 1 || got.Late != 1 || got.MaxLate != 250 {
 		t.Errorf("counted %+v", got)
 	}
 	if s.Rotations != 1 || s.Verifications() != 5 || s.Keys != 1 || s.Versions != 2 || len(s.Violations) != 0 {
