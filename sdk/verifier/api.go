@@ -41,6 +41,10 @@ type Config struct {
 	ReportInterval time.Duration
 	// RequestTimeout bounds a request to the engine; 2 seconds if zero.
 	RequestTimeout time.Duration
+	// VerifyTimeout bounds how long a Verify waits for the engine, beside its
+	// context; no bound if zero. What is decided from cache waits for nothing and
+	// costs no timer.
+	VerifyTimeout time.Duration
 	// UnknownRate is how many requests with keys that are not cached may ask the
 	// engine in a second and be refused; KnownRate how many with a secret that
 	// is cached, and, apart from those, with the id of a cached key and another

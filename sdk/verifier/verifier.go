@@ -146,6 +146,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.KnownRate == 0 {
 		c.KnownRate = 5000
 	}
+	if c.VerifyTimeout < 0 {
+		return c, fmt.Errorf("verify timeout must not be negative, got %s", c.VerifyTimeout)
+	}
 	if c.CacheSize < 0 || c.MaxUnreported < 0 || c.UnknownRate < 0 || c.KnownRate < 0 {
 		return c, errors.New("cache size, max unreported and rates must not be negative")
 	}

@@ -96,6 +96,11 @@ func (v *Verifier) verifySlowly(ctx context.Context, apiKey string, check Check,
 		v.stats.negatives.Add(1)
 		return v.refuse(p.unknown), nil
 	}
+	if v.config.VerifyTimeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, v.config.VerifyTimeout)
+		defer cancel()
+	}
 	var reason error
 	for range attempts {
 		result, err := v.ask(ctx, &p, cached, imported)

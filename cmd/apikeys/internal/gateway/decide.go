@@ -48,15 +48,9 @@ type decision struct {
 	result verifier.Result
 }
 
-// decide judges a request in at most decision_timeout. What is not decided by
-// then, because Vault is asked and does not answer, is unavailable.
-func (g *Gateway) decide(ctx context.Context, p *policy, q question) decision {
-	ctx, cancel := context.WithTimeout(ctx, g.static.DecisionTimeout)
-	defer cancel()
-	return p.decide(ctx, g.verifier, q)
-}
-
-// decide judges a request. What it returns holds nothing of the key.
+// decide judges a request. The verifier takes at most decision_timeout: what is
+// not decided by then, because Vault is asked and does not answer, is
+// unavailable. What is returned holds nothing of the key.
 func (p *policy) decide(ctx context.Context, v keyVerifier, q question) decision {
 	if q.method == "" || q.uri == "" {
 		return decision{reason: ReasonNotTold}

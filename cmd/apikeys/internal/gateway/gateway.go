@@ -74,17 +74,24 @@ func New(paths []string, log, access *slog.Logger) (*Gateway, error) {
 	if err != nil {
 		return nil, fmt.Errorf("vault: %w", err)
 	}
-	c := config.Static.Verifier
-	v, err := verifier.New(verifier.Config{
-		Vault: client, Name: c.Name, Source: c.Source, CacheSize: c.CacheSize, PollInterval: c.PollInterval,
-		MaxStale: c.MaxStale, ReportInterval: c.ReportInterval, FirstFill: c.FirstFill, Logger: log,
-	})
+	settings := config.Static.verifier()
+	settings.Vault, settings.Logger = client, log
+	v, err := verifier.New(settings)
 	if err != nil {
 		return nil, fmt.Errorf("verifier: %w", err)
 	}
 	g.verifier, g.health, g.run, g.client = v, v.Health, v.Run, client.Run
 	g.metrics.watchVerifier(v)
 	return g, nil
+}
+
+// verifier are the settings of the verifier but for its way to the engine.
+func (s *Static) verifier() verifier.Config {
+	c := s.Verifier
+	return verifier.Config{
+		Name: c.Name, Source: c.Source, CacheSize: c.CacheSize, PollInterval: c.PollInterval, MaxStale: c.MaxStale,
+		ReportInterval: c.ReportInterval, FirstFill: c.FirstFill, VerifyTimeout: s.DecisionTimeout,
+	}
 }
 
 // Validate tells what is wrong with the configuration in paths, or with the

@@ -38,7 +38,7 @@ func (s *extAuthz) Check(ctx context.Context, req *authv3.CheckRequest) (answer 
 	p := g.policy.Load()
 	q, d := p.askEnvoy(ctx, req)
 	if d.reason == "" {
-		d = g.decide(ctx, p, q)
+		d = p.decide(ctx, g.verifier, q)
 	}
 	if d.passes() {
 		answer = p.accept(&d, req.GetAttributes().GetRequest().GetHttp())

@@ -96,7 +96,9 @@ func TestVaultThatHangs(t *testing.T) {
 			KeyID: id, Name: "acme", Role: "partner", Enabled: true, Scopes: []string{"orders:read"},
 			Versions: []record.Version{{Number: 1, Digest: token.Sum(known), Life: record.Life{State: record.StateActive}}},
 		}}
-		v, err := verifier.New(verifier.Config{Engine: e, Name: "test"})
+		settings := g.static.verifier()
+		settings.Engine = e
+		v, err := verifier.New(settings)
 		if err != nil {
 			t.Fatal(err)
 		}

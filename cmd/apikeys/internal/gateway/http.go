@@ -49,7 +49,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p := g.policy.Load()
 	q, d := p.ask(r)
 	if d.reason == "" {
-		d = g.decide(r.Context(), p, q)
+		d = p.decide(r.Context(), g.verifier, q)
 	}
 	if d.passes() {
 		d.identifyAll(h)

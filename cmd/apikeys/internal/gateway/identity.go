@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -17,39 +18,49 @@ const (
 	FieldVersion = "X-Key-Version"
 )
 
-// IdentityFields lists them.
-func IdentityFields() []string {
-	return []string{FieldID, FieldName, FieldScopes, FieldVersion}
-}
+var identityFields = [...]string{FieldID, FieldName, FieldScopes, FieldVersion}
 
-// identify sets the fields that tell who asks. A leased key has no name, and a
-// public route nobody.
-func (d *decision) identify(h http.Header) {
+// IdentityFields lists them.
+func IdentityFields() []string { return slices.Clone(identityFields[:]) }
+
+// identity are the values of identityFields, empty where there is nothing: a
+// leased key has no name, and a public route nobody.
+func (d *decision) identity() (values [len(identityFields)]string) {
 	key, version := d.result.Key, d.result.Version
 	if key == nil || d.reason == ReasonPublic {
-		return
+		return values
 	}
-	h[FieldID] = []string{key.KeyID}
-	if key.Name != "" {
-		h[FieldName] = []string{key.Name}
-	}
-	if len(d.result.Scopes) > 0 {
-		h[FieldScopes] = []string{strings.Join(d.result.Scopes, " ")}
+	values[0], values[1] = key.KeyID, key.Name
+	switch scopes := d.result.Scopes; len(scopes) {
+	case 0:
+	case 1:
+		values[2] = scopes[0]
+	default:
+		values[2] = strings.Join(scopes, " ")
 	}
 	if version != nil {
-		h[FieldVersion] = []string{strconv.Itoa(version.Number)}
+		values[3] = strconv.Itoa(version.Number)
+	}
+	return values
+}
+
+// identify sets the fields for which there is something.
+func (d *decision) identify(h http.Header) {
+	for i, value := range d.identity() {
+		if value != "" {
+			h[identityFields[i]] = []string{value}
+		}
 	}
 }
 
-// none is an identity field that there is nothing for.
-var none = []string{""}
-
-// identifyAll is identify with every field, empty where there is nothing: a
-// proxy that copies what an answer has then overwrites what the client sent,
-// and one that writes a placeholder for what it has not writes none.
+// identifyAll sets every field, also to nothing: a proxy that copies what an
+// answer has then overwrites what the client sent, and one that writes a
+// placeholder for what it has not writes none.
 func (d *decision) identifyAll(h http.Header) {
-	h[FieldID], h[FieldName], h[FieldScopes], h[FieldVersion] = none, none, none, none
-	d.identify(h)
+	values := d.identity()
+	for i, field := range identityFields {
+		h[field] = values[i : i+1 : i+1] // one allocation for all
+	}
 }
 
 // forges tells whether a server may take a field for one of IdentityFields:
