@@ -33,7 +33,12 @@ type engine struct {
 	syncs   []verifier.SyncRequest
 
 	// What is set stands between the engine and its callers.
-	delay     time.Duration // on the way back
+	delay     time.Duration        // on the way back
+	pageDelay func() time.Duration // beside it, for pages of a first fill
+	// page bounds the keys of a page, if it is not zero, and endless has the first
+	// one follow the last.
+	page      int
+	endless   bool
 	down      bool
 	hang      bool
 	spoilSync func(*verifier.SyncAnswer)
@@ -169,18 +174,28 @@ func (e *engine) Lookup(ctx context.Context, r verifier.LookupRequest) (verifier
 				}
 			}
 		})
+		limit := r.Limit
+		if e.page > 0 {
+			limit = min(limit, e.page)
+		}
+		if e.endless {
+			a.Next = fmt.Sprintf("!%d", e.askedFor+len(e.lookups)) // before all ids, and never the one before
+		}
 		for i, id := range ids {
-			if i == r.Limit {
+			if i == limit {
 				a.Next = ids[i-1]
 				break
 			}
 			tell(id, token.Digest{})
 		}
 	}
-	spoil := e.spoilLook
+	spoil, pageDelay := e.spoilLook, e.pageDelay
 	e.mu.Unlock()
 	if spoil != nil {
 		spoil(&a)
+	}
+	if r.Limit > 0 && pageDelay != nil {
+		time.Sleep(pageDelay())
 	}
 	return a, e.back(ctx)
 }

@@ -280,6 +280,52 @@ func TestARecordOlderThanItsLastChangeDecidesNothing(t *testing.T) {
 	})
 }
 
+// TestAPageReadBeforeARevocationIsNotAcceptedAfterIt: nobody waits for a page,
+// so nobody asks again.
+func TestAPageReadBeforeARevocationIsNotAcceptedAfterIt(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		id, apiKey := e.key(t)
+		other, otherKey := e.key(t)
+		e.pageDelay = func() time.Duration { return 1500 * time.Millisecond }
+		v := start(t, e, func(c *verifier.Config) { c.FirstFill = true })
+		synctest.Wait() // the page is read, and on its way
+		e.revoke(id)
+		time.Sleep(2 * poll)
+		if n := v.Health().CachedKeys; n != 2 {
+			t.Fatalf("%d keys are cached: the page has not arrived", n)
+		}
+		v.accepts(otherKey)
+		if e.asked() != 1 {
+			t.Errorf("key %s, which has not changed, is not taken from the page", other)
+		}
+		v.refuses(record.CodeRevoked, apiKey)
+	})
+}
+
+// TestARecordFetchedBeforeARevocationIsNotAcceptedAfterIt: nobody waits for a
+// record that is fetched because the feed named its key either.
+func TestARecordFetchedBeforeARevocationIsNotAcceptedAfterIt(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		id, apiKey := e.key(t)
+		v := start(t, e)
+		synctest.Wait()
+		v.accepts(apiKey)
+		e.change(id, func(*record.Record) {})
+		e.set(func() {
+			e.spoilLook = func(*verifier.LookupAnswer) {
+				e.set(func() { e.spoilLook = nil }) // the second time it is quick
+				time.Sleep(1500 * time.Millisecond)
+			}
+		})
+		time.Sleep(poll) // the feed has told of the change, and the record is read
+		e.revoke(id)
+		time.Sleep(1300 * time.Millisecond)
+		v.refuses(record.CodeRevoked, apiKey)
+	})
+}
+
 func TestAChangeOfARoleHasItsRecordsRevalidated(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		e := newEngine()

@@ -3,6 +3,7 @@
 package verifier_test
 
 import (
+	"math/rand/v2"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,8 +20,9 @@ import (
 type withoutDeadline struct{ rapid.TB }
 
 // TestAgainstANaiveTwin runs random rotations, revocations, faults of the feed
-// and restarts, and asks about every token ever made. The twin is the engine's
-// own record: what it accepts now, and when it last did.
+// and restarts, and asks about every token ever made, while pages of a first fill
+// that never ends arrive late. The twin is the engine's own record: what it
+// accepts now, and when it last did.
 //
 //   - nothing is accepted that the twin has not accepted for longer than the
 //     bound: the poll while the feed is well, MaxStale while it is not;
@@ -31,7 +33,10 @@ func TestAgainstANaiveTwin(t *testing.T) {
 		const maxStale = 20 * time.Second
 		rapid.Check(withoutDeadline{t}, func(rt *rapid.T) {
 			e := newEngine()
-			v := start(t, e, func(c *verifier.Config) { c.MaxStale = maxStale })
+			e.page, e.endless = 2, true
+			random := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "pages"), 0))
+			e.pageDelay = func() time.Duration { return time.Duration(random.IntN(3000)+1) * time.Millisecond }
+			v := start(t, e, func(c *verifier.Config) { c.MaxStale, c.FirstFill = maxStale, true })
 			defer v.stop()
 			synctest.Wait()
 			type issued struct {
