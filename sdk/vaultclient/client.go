@@ -56,6 +56,10 @@ type Config struct {
 	Transport http.RoundTripper
 }
 
+// pingAfter is how long nothing has to come over a connection of HTTP/2 until its
+// other end is asked for a sign of life, and how long it has for that.
+const pingAfter = 2 * time.Second
+
 // Client speaks to one mount. Its methods may be called from any goroutine.
 type Client struct {
 	vault   *api.Client // sends the token
@@ -126,6 +130,11 @@ func New(c Config) (*Client, error) {
 	}
 	if c.Transport != nil {
 		settings.HttpClient.Transport = c.Transport
+	} else if t, ok := settings.HttpClient.Transport.(*http.Transport); ok {
+		// With TLS all requests share one connection, by HTTP/2. Where its other
+		// end is gone without a word, nothing but a ping finds that out before
+		// the system gives up, after some 15 minutes.
+		t.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingAfter}
 	}
 	settings.HttpClient.Transport = bounded{settings.HttpClient.Transport}
 

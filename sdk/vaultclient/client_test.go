@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -17,6 +18,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/vault/api"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/vaultclient"
 )
@@ -461,6 +464,105 @@ func TestTLSByVaultsEnvironment(t *testing.T) {
 			t.Error("it is left out")
 		}
 	})
+}
+
+// silenced passes connections on, and swallows what comes over those that were
+// open when it was told to: as where a host or a path is lost without a word.
+type silenced struct {
+	net.Listener
+	to string
+
+	mu    sync.Mutex
+	age   int
+	conns []net.Conn
+}
+
+func (s *silenced) run() {
+	for {
+		in, err := s.Accept()
+		if err != nil {
+			return
+		}
+		out, err := net.Dial("tcp", s.to)
+		if err != nil {
+			_ = in.Close()
+			continue
+		}
+		s.mu.Lock()
+		s.conns = append(s.conns, in, out)
+		age := s.age
+		s.mu.Unlock()
+		go s.copy(out, in, age)
+		go s.copy(in, out, age)
+	}
+}
+
+func (s *silenced) copy(to, from net.Conn, age int) {
+	buffer := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buffer)
+		if err != nil {
+			return
+		}
+		s.mu.Lock()
+		swallow := s.age > age
+		s.mu.Unlock()
+		if !swallow {
+			_, _ = to.Write(buffer[:n])
+		}
+	}
+}
+
+func (s *silenced) lose() (connections int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.age++
+	return len(s.conns) / 2
+}
+
+func TestAConnectionThatIsLostWithoutAWordIsReplaced(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor != 2 {
+			t.Errorf("asked by %s, want HTTP/2: the test is about nothing", r.Proto)
+		}
+		_, _ = io.WriteString(w, `{"data":{"colour":"crimson"}}`)
+	}))
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := &silenced{Listener: listener, to: server.Listener.Addr().String()}
+	go path.run()
+	t.Cleanup(func() {
+		_ = listener.Close()
+		path.mu.Lock()
+		defer path.mu.Unlock()
+		for _, conn := range path.conns {
+			_ = conn.Close()
+		}
+	})
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	write(t, ca, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})))
+	c, err := vaultclient.New(vaultclient.Config{
+		Address: "https://" + listener.Addr().String(), Auth: vaultclient.Anonymous{}, Timeout: time.Second, TLS: &api.TLSConfig{CACert: ca},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustRead(t, c)
+	if n := path.lose(); n != 1 {
+		t.Fatalf("%d connections", n)
+	}
+	const patience = 30 * time.Second // 4 are to be expected
+	for began := time.Now(); read(t, c) != nil; {
+		if time.Since(began) > patience {
+			t.Fatalf("after %s nobody has dialled again", patience)
+		}
+	}
 }
 
 func TestAHangingVaultIsUnavailableWhenTheTimeoutIsOver(t *testing.T) {
