@@ -631,6 +631,20 @@ func (p *proxied) forgeries() {
 	if got.seen != nil && !slices.Equal(identity(got.seen), want) {
 		p.t.Errorf("the upstream was told %v, want %v", identity(got.seen), want)
 	}
+	// What Connection lists is for the next hop alone: a client must not have its
+	// identity taken away so, here or by the proxy after this one.
+	forged["Connection"] = []string{"close, X-Consumer-ID, X-Consumer-Name, X-Consumer-Scopes, X-Key-Version"}
+	got = p.get("/v1/orders", forged)
+	p.expect("with its identity listed in Connection", got, http.StatusOK)
+	if got.seen != nil {
+		if !slices.Equal(identity(got.seen), want) {
+			p.t.Errorf("with its identity listed in Connection the upstream was told %v, want %v", identity(got.seen), want)
+		}
+		if listed := strings.Join(got.seen.Fields["Connection"], ","); strings.Contains(listed, "X-") {
+			p.t.Errorf("the upstream was told Connection: %s", listed)
+		}
+	}
+	delete(forged, "Connection")
 
 	// A leased key has no name, and the client's must not stand in for it.
 	leased, _ := p.m.read("creds/partner")["api_key"].(string)
@@ -744,6 +758,7 @@ func (p *proxied) withoutVault() {
 		return nil
 	})
 
+	p.hangs(known)
 	// Without the gateway nobody passes.
 	p.gateway.Signal(p.t, syscall.SIGTERM)
 	if code := p.gateway.Wait(p.t, 30*time.Second); code != 0 {
@@ -753,6 +768,23 @@ func (p *proxied) withoutVault() {
 	if got.seen != nil || got.status != http.StatusServiceUnavailable && got.status != http.StatusBadGateway {
 		p.t.Errorf("without the gateway: %d, seen by the upstream: %v", got.status, got.seen != nil)
 	}
+}
+
+// hangs stops the gateway while it holds its connections: whoever asks is told
+// so in time.
+func (p *proxied) hangs(apiKey string) {
+	p.gateway.Signal(p.t, syscall.SIGSTOP)
+	got := p.get("/v1/orders", withKey(apiKey)) // in less than the client's 30 s
+	p.gateway.Signal(p.t, syscall.SIGCONT)
+	if got.seen != nil || got.status < http.StatusBadGateway || got.status > http.StatusGatewayTimeout {
+		p.t.Errorf("with a gateway that does not answer: %d, seen by the upstream: %v", got.status, got.seen != nil)
+	}
+	eventually(p.t, 20*time.Second, func() error {
+		if got := p.get("/v1/orders", withKey(apiKey)); got.status != http.StatusOK {
+			return fmt.Errorf("the gateway goes on, and the key is answered %d", got.status)
+		}
+		return nil
+	})
 }
 
 // askDirectly asks the gateway about orders as a proxy does, from a trusted address.

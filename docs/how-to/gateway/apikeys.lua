@@ -47,7 +47,8 @@ core.register_action("apikeys", { "http-req" }, function(txn)
         end
     end
 
-    local answer = core.httpclient():get { url = url, headers = ask }
+    -- HAProxy tries four times: 10 seconds in all.
+    local answer = core.httpclient():get { url = url, headers = ask, timeout = 2500 }
     local status = answer.status
     if status ~= 200 and status ~= 401 and status ~= 403 then
         status = 503
