@@ -327,6 +327,12 @@ func (f *file) buildRoutes(fault faultFunc, p *Policy) {
 		if r.Public && (len(r.Scopes) > 0 || r.Source != "") {
 			fault("%s: a public route asks for no key, so it has neither scopes nor source", at)
 		}
+		for _, earlier := range p.Routes {
+			if earlier.refuses(r) {
+				fault("%s: every request to it would be refused: route %q is tried first, has its path in another case, and asks something else", at, earlier.Name)
+				break
+			}
+		}
 		p.Routes = append(p.Routes, r)
 	}
 }

@@ -164,11 +164,12 @@ func TestFaultsAreNamed(t *testing.T) {
 		listener + `route "a" { path = "//" }`:                                 `got "//"`,
 		listener + `route "a" { path = "/a/." }`:                               `got "/a/."`,
 		listener + `route "a" { path = "" }`:                                   `route "a": path must begin with /`,
-		listener + `route "a" { methods = ["get"] }`:                           `methods must be in upper case`,
-		listener + `route "a" { scopes = ["a b"] }`:                            `a scope must be`,
-		listener + `route "a" { scopes = ["orders:*"] }`:                       `a scope must be`,
-		listener + `route "a" { source = "a b" }`:                              `source must be`,
-		listener + "route \"a\" {\npublic = true\nscopes = [\"x\"]\n}":         `a public route asks for no key`,
+		listener + "route \"a\" {\n  path = \"/Users\"\n}\nroute \"b\" {\n  path = \"/users/x\"\n  scopes = [\"s\"]\n}": `route "b": every request to it would be refused: route "a" is tried first`,
+		listener + `route "a" { methods = ["get"] }`:                   `methods must be in upper case`,
+		listener + `route "a" { scopes = ["a b"] }`:                    `a scope must be`,
+		listener + `route "a" { scopes = ["orders:*"] }`:               `a scope must be`,
+		listener + `route "a" { source = "a b" }`:                      `source must be`,
+		listener + "route \"a\" {\npublic = true\nscopes = [\"x\"]\n}": `a public route asks for no key`,
 	} {
 		_, err := parse([]source{{"x.hcl", []byte(file)}})
 		if err == nil || !strings.Contains(err.Error(), want) {

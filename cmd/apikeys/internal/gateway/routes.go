@@ -86,6 +86,14 @@ func (t table) match(method, host, p string) (found *Route, ok bool) {
 	return nil, folded == nil
 }
 
+// refuses tells whether r, which is tried before other, has match refuse whatever
+// other fits.
+func (r *Route) refuses(other *Route) bool {
+	return below(other.Path, r.Path) && !strings.HasPrefix(other.Path, r.Path) && !r.asksAs(other) &&
+		(r.Host == other.Host || r.serves(other.Host)) &&
+		(len(r.Methods) == 0 || len(other.Methods) > 0 && containsAll(r.Methods, other.Methods))
+}
+
 // asksAs tells whether requests need the same by r as by other, and are counted
 // at the same source.
 func (r *Route) asksAs(other *Route) bool {
