@@ -4,6 +4,7 @@ package backend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -12,7 +13,9 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
@@ -59,8 +62,12 @@ func (b *Backend) pathUsage() []*framework.Path {
 			HelpSynopsis: "Report the use of keys that were verified elsewhere.",
 			HelpDescription: `A verifier that checks keys without asking Vault reports what it saw. verifier, boot
 and sequence name a report: one that is sent again counts once. Reports may be
-late and out of order. One that is answered with an error of storage is to be
-sent again as it was, though it may have been counted.`,
+late and out of order. One that is answered with an error of storage, or with
+status 429 after too many unknown ids, is to be sent again as it was, though it
+may have been counted. Refused uses of a version that had ended when it was last
+used raise the alarms that they raise at "verify", also where the key is deleted
+and the version compromised; these are not counted. Of tokens that no version has,
+such as those with a wrong secret, nothing is to be reported.`,
 		},
 		{
 			Pattern:      usagePattern,
@@ -153,7 +160,9 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 	}
 	count := func() {
 		for _, e := range entries {
-			c.keeper.Usage.Add(e.lastUsed, e.key.ID, e.version.Number, e.source, usage.Uses{Accepted: e.count, Refused: e.refused, Stale: e.stale()})
+			if e.key.Deleted.IsZero() {
+				c.keeper.Usage.Add(e.lastUsed, e.key.ID, e.version.Number, e.source, usage.Uses{Accepted: e.count, Refused: e.refused, Stale: e.stale()})
+			}
 		}
 	}
 	counted := c.keeper.Book.Reports.Accept(verifierName(c.caller(), verifier), boot, uint64(c.number("sequence")), through, now, count) //nolint:gosec // it is at least 1
@@ -162,8 +171,9 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 			if e.count > 0 {
 				c.watch.usedFirst(e.key, e.version.Number)
 			}
-			if e.stale() > 0 {
-				c.watch.refusedStale(e.key, &e.version, now)
+			if code := e.ended(); code != "" {
+				b.metrics.Reported(e.key.Role, code, e.refused)
+				c.watch.refusedEnded(now, e.lastUsed, e.key, &e.version, code, e.source)
 			}
 		}
 	}
@@ -202,14 +212,27 @@ type usageEntry struct {
 	lastUsed       time.Time
 }
 
-// stale are the refused uses, where the last use came after the end of the
-// version: which of them did is not reported.
-func (e *usageEntry) stale() uint64 {
+// ended is the code with which verify refuses the version because it has ended,
+// where there were refused uses and the last use came after the end: which of
+// them did is not reported. Else it is empty.
+func (e *usageEntry) ended() record.Code {
 	end := e.version.EndedAt(e.lastUsed)
-	if e.version.StateAt(e.lastUsed) != keyring.StateRetired || end.IsZero() || e.lastUsed.Before(end) {
-		return 0
+	if e.refused == 0 || end.IsZero() || e.lastUsed.Before(end) {
+		return ""
 	}
-	return e.refused
+	code := e.key.Verify(e.lastUsed, keyring.Limits{}, record.Query{Digest: e.version.Digest}).Code
+	if !hasEnded(code) {
+		return ""
+	}
+	return code
+}
+
+// stale are the refused uses of clients that an end has left behind.
+func (e *usageEntry) stale() uint64 {
+	if isStale(e.ended()) {
+		return e.refused
+	}
+	return 0
 }
 
 func (b *Backend) usageEntries(ctx context.Context, c *call, now time.Time) ([]usageEntry, []any, error) {
@@ -256,11 +279,21 @@ func (b *Backend) usageEntry(ctx context.Context, c *call, item any, now time.Ti
 	if err != nil {
 		return usageEntry{}, err
 	}
-	k, err := c.store.Key(ctx, id)
-	if err != nil {
-		return usageEntry{}, err
+	k := c.store.CachedKey(id)
+	if k == nil {
+		k, err = b.readID(ctx, c, id)
 	}
-	if k == nil || !k.Deleted.IsZero() {
+	switch {
+	case errors.Is(err, store.ErrDamaged):
+		// Sent again it would be no better, and hold up what is told of others.
+		c.keeper.Logger.Error("the use of a key cannot be counted: what is stored of it is damaged", "key_id", id, "error", err)
+		return usageEntry{}, badInput("key_id: what is stored of this key is damaged, and its use is not counted")
+	case err != nil:
+		return usageEntry{}, err
+	case k != nil && !k.Deleted.IsZero() && refused > 0:
+		// That a compromised version is still tried is told; nothing is counted.
+		count = 0
+	case k == nil || !k.Deleted.IsZero():
 		return usageEntry{}, badInput("key_id: there is no such key")
 	}
 	version, ok := k.Version(one.number(fieldVersion))

@@ -319,26 +319,44 @@ func (w *watcher) used(now time.Time, k *keyring.Key, verdict record.Verdict, so
 		return first
 	}
 	uses := usage.Uses{Refused: 1}
-	if verdict.Code == record.CodeRetired || verdict.Code == record.CodeExpired {
+	if isStale(verdict.Code) {
 		uses.Stale = 1
 	}
-	w.engine.keeper.Usage.Add(now, k.ID, verdict.Version, source, uses)
-	v, _ := k.Version(verdict.Version)
-	if uses.Stale > 0 {
-		w.refusedStale(k, &v, now)
+	if k.Deleted.IsZero() { // else nothing would ever remove it
+		w.engine.keeper.Usage.Add(now, k.ID, verdict.Version, source, uses)
 	}
-	switch verdict.Code {
-	case record.CodeRetired, record.CodeRevoked, record.CodeCompromised:
-		ended := v.EndedTime
-		if ended.IsZero() {
-			ended = v.AcceptedUntil
-		}
-		if f, found := w.detector.EndedUse(now, k.ID, v.Number, v.StateAt(k.Now(now)).String(), source, now.Sub(ended)); found {
-			w.notify(notice{keyID: k.ID, version: v.Number, finding: &f})
-		}
-	default:
+	if hasEnded(verdict.Code) {
+		v, _ := k.Version(verdict.Version)
+		w.refusedEnded(now, now, k, &v, verdict.Code, source)
 	}
 	return nil
+}
+
+// isStale tells whether the code is that of clients that were left behind by
+// the end of a version which time has ended.
+func isStale(code record.Code) bool {
+	return code == record.CodeRetired || code == record.CodeExpired
+}
+
+// hasEnded tells whether the code is that of a version which has ended.
+func hasEnded(code record.Code) bool {
+	return isStale(code) || code == record.CodeRevoked || code == record.CodeCompromised
+}
+
+// refusedEnded notes what is remarkable about a use at the time at, from source,
+// of a version that had ended and was refused with code, here or elsewhere.
+// That a lease has run out is not.
+func (w *watcher) refusedEnded(now, at time.Time, k *keyring.Key, v *keyring.Version, code record.Code, source string) {
+	if isStale(code) {
+		w.refusedStale(k, v, now)
+	}
+	if code == record.CodeExpired && k.Leased() {
+		return
+	}
+	recorded := k.Now(at)
+	if f, found := w.detector.EndedUse(now, k.ID, v.Number, v.StateAt(recorded).String(), source, at.Sub(v.EndedAt(recorded))); found {
+		w.notify(notice{keyID: k.ID, version: v.Number, finding: &f})
+	}
 }
 
 // wrongSecret notes a token with the id of a real key and a secret that none

@@ -29,6 +29,7 @@ type Metrics struct {
 
 	rotations     *prometheus.CounterVec
 	verifications *prometheus.CounterVec
+	reported      *prometheus.CounterVec
 	transitions   *prometheus.CounterVec
 
 	ticks        *prometheus.CounterVec
@@ -65,6 +66,8 @@ func New(c clock.Clock, version, commit string) *Metrics {
 			"role", "trigger"),
 		verifications: counters("verifications_total", "Verifications by their verdict. The role is empty where no key is known.",
 			"role", "code"),
+		reported: counters("reported_refusals_total", "Refused uses of ended versions that verifiers elsewhere have reported, by the verdict.",
+			"role", "code"),
 		transitions: counters("transitions_total", "Events of keys, by the type that history shows.",
 			"type"),
 		ticks: counters("ticks_total", "Runs of the periodic work, by how they ended: ok, failed, or suspended after a leap of the clock.",
@@ -92,7 +95,7 @@ func New(c clock.Clock, version, commit string) *Metrics {
 	}, []string{"version", "commit"})
 	build.WithLabelValues(version, commit).Set(1)
 	m.registry.MustRegister(
-		m.rotations, m.verifications, m.transitions,
+		m.rotations, m.verifications, m.reported, m.transitions,
 		m.ticks, m.tickDuration, m.tickLag, m.tickKeys, m.tickDamaged, m.tickLast,
 		m.syncs, m.lookups, build, gauges{m},
 	)

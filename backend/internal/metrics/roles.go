@@ -12,7 +12,7 @@ import (
 
 const (
 	// MaxRoles bounds the roles that are told apart since the start; all others
-	// share OtherRole. A role has 12 series.
+	// share OtherRole. A role has 16 series.
 	MaxRoles = 1000
 	// OtherRole is the label of the rest. A role of that name shares it.
 	OtherRole = "other"
@@ -30,6 +30,8 @@ var codes = [codeCount]record.Code{
 type roleCounters struct {
 	// verified has nothing for the verdicts on unknown keys.
 	verified [codeCount]prometheus.Counter
+	// reported has something for the verdicts on ended versions alone.
+	reported [codeCount]prometheus.Counter
 	rotated  [triggerCount]prometheus.Counter
 }
 
@@ -47,6 +49,25 @@ func (m *Metrics) Verified(role string, code record.Code) {
 		m.role(role).verified[i].Inc()
 		return
 	}
+}
+
+// Reported counts refused uses of an ended version, of a key of this role, that
+// a verifier has reported: those of other codes are not told apart.
+func (m *Metrics) Reported(role string, code record.Code, n uint64) {
+	for i := range codes {
+		if codes[i] == code && ends(code) {
+			m.role(role).reported[i].Add(float64(n))
+		}
+	}
+}
+
+// ends tells whether the code is that of a version which has ended.
+func ends(code record.Code) bool {
+	switch code { //nolint:exhaustive // all others are of versions that are accepted, or of none
+	case record.CodeCompromised, record.CodeRevoked, record.CodeRetired, record.CodeExpired:
+		return true
+	}
+	return false
 }
 
 // Unknown counts a verification of a key that does not exist.
@@ -77,6 +98,9 @@ func (m *Metrics) addRole(name string) *roleCounters {
 	for i, code := range codes {
 		if m.unknown[i] == nil {
 			c.verified[i] = m.verifications.WithLabelValues(name, string(code))
+		}
+		if ends(code) {
+			c.reported[i] = m.reported.WithLabelValues(name, string(code))
 		}
 	}
 	for i, trigger := range triggers {
