@@ -50,7 +50,7 @@ const (
 	maxOddPath = 8 << 10
 	// maxDecodings is how often a path may be encoded upon itself.
 	maxDecodings = 2
-	maxReadings  = 256
+	maxReadings  = 64
 	// maxReadingBytes bounds all readings of a path together.
 	maxReadingBytes = 32 << 10
 )
