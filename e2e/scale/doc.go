@@ -7,6 +7,9 @@
 //	make scale                      10,000, 100,000 and 1,000,000 keys: hours
 //	make scale SCALE_KEYS=100000    1,000, 10,000 and 100,000
 //
+// SCALE_PEERS leaves the other engines out above so many keys; with a million they
+// take as long as all the rest.
+//
 // As part of `make e2e` it runs at 3,000 keys. It writes scale.md, scale.json
 // and scale.svg into the folder SCALE_REPORT; without one, the table goes to the
 // test's log.

@@ -227,7 +227,7 @@ func (r *Report) Markdown() string {
 		table(&b, r.Peers, seconds, growth)
 	}
 	if lines := r.compare(); len(lines) > 0 {
-		b.WriteString("\n## Side by side\n\nAt the largest number of keys; a pair is the work of two engines that a user would choose between.\n\n| here | there | |\n|---|---|---|\n")
+		b.WriteString("\n## Side by side\n\nAt the largest number of keys at which both were measured; a pair is the work of two engines that a user would choose between.\n\n| here | there | |\n|---|---|---|\n")
 		for _, l := range lines {
 			b.WriteString(l + "\n")
 		}
@@ -243,18 +243,24 @@ var pairs = [][2]string{
 
 // compare says who is faster, and by how much.
 func (r *Report) compare() []string {
-	last := func(all []Growth, operation string) (Growth, Point, bool) {
-		i := slices.IndexFunc(all, func(g Growth) bool { return g.Operation == operation })
-		if i < 0 {
-			return Growth{}, Point{}, false
+	of := func(all []Growth, operation string) (g Growth) {
+		if i := slices.IndexFunc(all, func(g Growth) bool { return g.Operation == operation }); i >= 0 {
+			return all[i]
 		}
-		return all[i], all[i].Points[len(all[i].Points)-1], true
+		return g
 	}
 	var lines []string
 	for _, pair := range pairs {
-		ours, mine, ok := last(r.Server, pair[0])
-		theirs, other, there := last(r.Peers, pair[1])
-		if !ok || !there || mine.Seconds == 0 || other.Seconds == 0 {
+		ours, theirs := of(r.Server, pair[0]), of(r.Peers, pair[1])
+		mine, other := Point{}, Point{}
+		for _, p := range ours.Points {
+			for _, q := range theirs.Points {
+				if p.Keys == q.Keys {
+					mine, other = p, q
+				}
+			}
+		}
+		if mine.Seconds == 0 || other.Seconds == 0 {
 			continue
 		}
 		verdict := fmt.Sprintf("%.1f times as fast here", other.Seconds/mine.Seconds)
