@@ -53,8 +53,9 @@ type Config struct {
 	// try again, not refused.
 	UnknownRate, KnownRate float64
 	// MaxUnreported bounds the kinds of use (key, version, source) that are
-	// kept while they cannot be reported: the greater of 100,000 and CacheSize
-	// if zero. Each takes about 150 bytes.
+	// kept while they cannot be reported, beside as many in the reports that are
+	// under way: the greater of 100,000 and CacheSize if zero. Each takes about
+	// 150 bytes.
 	MaxUnreported int
 	// FirstFill loads keys page by page at the start, until all are cached or
 	// the cache is full.

@@ -226,7 +226,8 @@ func (v *Verifier) apply(f *feedState, a *SyncAnswer, sent, received mono) {
 	}
 	if reset {
 		v.stats.resets.Add(1)
-		again = v.inUse(received)
+		// To go through all keys takes a while, and the next poll must not wait.
+		v.background.Go(func() { v.known.refetch(v.inUse(received)) })
 	}
 	if f.generation == 0 {
 		close(v.synced)

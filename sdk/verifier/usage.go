@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"maps"
 	"net/http"
 	"runtime"
 	"slices"
@@ -122,41 +121,43 @@ type usage struct {
 	// collecting is held by the one who collects.
 	collecting sync.Mutex
 
+	// boot is that of the reports that are made next. The feed tells it with each
+	// question, and waits for nobody who counts.
+	boot atomic.Pointer[string]
+
 	mu      sync.Mutex
 	pending map[useKey]use
 	// unsent are the reports that failed, with those after them. They stay as
 	// they are, because the engine may have counted them, but for times that
 	// Vault's clock has gone back behind.
-	unsent   []Report
-	boot     string
-	sequence uint64
-	through  time.Time
-	lost     uint64
-	losing   bool
-	counted  uint64 // drained so far
-	fetched  uint64 // of these, judged by a fresh record
-	failing  bool
-	refused  uint64 // the sequence of the report that the engine refused last
+	unsent     []Report
+	sequence   uint64
+	through    time.Time
+	unreported uint64 // uses, in pending, in unsent, and on the way between them
+	lost       uint64
+	losing     bool
+	counted    uint64 // drained so far
+	fetched    uint64 // of these, judged by a fresh record
+	failing    bool
+	refused    uint64 // the sequence of the report that the engine refused last
 }
 
 func newUsage(v *Verifier) *usage {
-	u := &usage{v: v, pending: map[useKey]use{}, boot: newBoot(), full: make(chan struct{}, 1), stripes: make([]stripe, 2*min(runtime.GOMAXPROCS(0), 64))}
+	u := &usage{v: v, pending: map[useKey]use{}, full: make(chan struct{}, 1), stripes: make([]stripe, 2*min(runtime.GOMAXPROCS(0), 64))}
+	u.reboot()
 	u.hands.New = func() any { return &u.stripes[u.turn.Add(1)%uint32(len(u.stripes))] } //nolint:gosec // there are at most 128
 	v.cache.index.uncounted = u.credit
 	return u
 }
 
-func newBoot() string {
+func (u *usage) reboot() {
 	var b [12]byte
 	_, _ = rand.Read(b[:]) // it never fails
-	return hex.EncodeToString(b[:])
+	boot := hex.EncodeToString(b[:])
+	u.boot.Store(&boot)
 }
 
-func (u *usage) bootID() string {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.boot
-}
+func (u *usage) bootID() string { return *u.boot.Load() }
 
 // used notes an accepted use. It allocates nothing, but for the first use at a
 // source.
@@ -356,6 +357,7 @@ func (u *usage) put(k useKey, more use) {
 	}
 	p.count += more.count
 	p.refused += more.refused
+	u.unreported += more.count + more.refused
 	p.last = max(p.last, more.last)
 	u.pending[k] = p
 }
@@ -419,23 +421,13 @@ func (u *usage) total() total {
 	u.collect()
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	unreported := uint64(0)
-	for _, p := range u.pending {
-		unreported += p.count + p.refused
-	}
-	for _, r := range u.unsent {
-		for _, e := range r.Entries {
-			unreported += e.Count + e.Refused
-		}
-	}
-	return total{u.counted, u.counted - u.fetched, unreported, u.lost}
+	return total{u.counted, u.counted - u.fetched, u.unreported, u.lost}
 }
 
-// run reports until ctx ends.
-func (u *usage) run(ctx context.Context) {
-	ticker := time.NewTicker(u.v.config.ReportInterval)
-	defer ticker.Stop()
-	// The cache hears of uses when they are collected.
+// gather takes in what was counted until ctx ends: at once where there is much,
+// and now and then, since the cache hears of uses by that. It waits for no
+// report: what waits to be taken in keeps its entries alive.
+func (u *usage) gather(ctx context.Context) {
 	touching := time.NewTicker(touchEvery * time.Second)
 	defer touching.Stop()
 	for {
@@ -443,9 +435,20 @@ func (u *usage) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-u.full:
-			u.collect()
 		case <-touching.C:
-			u.collect()
+		}
+		u.collect()
+	}
+}
+
+// run reports until ctx ends.
+func (u *usage) run(ctx context.Context) {
+	ticker := time.NewTicker(u.v.config.ReportInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
 		case <-ticker.C:
 			u.report(ctx)
 		}
@@ -468,33 +471,20 @@ func (u *usage) prepare() {
 	now := u.v.now()
 	u.collect()
 	collected := u.v.now()
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	f := u.v.feed.Load() // as wentBack has left it, or before it
-	if f.generation == 0 && len(u.pending) == 0 {
+	f, pending := u.takePending()
+	if f.generation == 0 && len(pending) == 0 {
 		return // nothing has happened, and Vault's time is not known
 	}
-	if u.losing {
-		u.losing = false
-		u.boot, u.sequence, u.through = newBoot(), 0, time.Time{}
-	}
-	entries := make([]Use, 0, len(u.pending))
-	for k, p := range u.pending {
-		last := time.Time{}
-		if f.generation > 0 {
-			last = vaultTime(f.earliest(min(p.last, collected))).Truncate(time.Millisecond)
-		}
-		for first := true; first || p.count > 0 || p.refused > 0; first = false {
-			e := Use{KeyID: k.key, Version: k.version, Source: k.source, Count: min(p.count, maxCount), Refused: min(p.refused, maxCount), LastUsed: last}
-			p.count -= e.Count
-			p.refused -= e.Refused
-			entries = append(entries, e)
-		}
-	}
-	clear(u.pending)
-	if len(entries) == 0 {
-		u.pending = maps.Clone(u.pending)
-	}
+	// There may be a million, and nobody waits for this: what is counted meanwhile
+	// is for the next reports.
+	u.ready(entriesOf(pending, f, collected), f, now)
+}
+
+// ready has entries sent, in as many reports as it takes. By the clock of f they
+// are complete up to a little before now.
+func (u *usage) ready(entries []Use, f *feedState, now mono) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	through := time.Time{}
 	if f.generation > 0 {
 		through = vaultTime(f.earliest(now) - int64(counting)).Truncate(time.Millisecond)
@@ -509,9 +499,46 @@ func (u *usage) prepare() {
 			u.through = time.Time{} // the clock has gone back a little
 		}
 		u.unsent = append(u.unsent, Report{
-			Verifier: u.v.config.Name, Boot: u.boot, Sequence: u.sequence, ReportedThrough: u.through, Entries: part,
+			Verifier: u.v.config.Name, Boot: u.bootID(), Sequence: u.sequence, ReportedThrough: u.through, Entries: part,
 		})
 	}
+	// The clock may have gone back since f. If it does from here on, wentBack finds
+	// these reports.
+	if latest := u.v.feed.Load(); latest.generation != f.generation {
+		u.goBack(latest)
+	}
+}
+
+// takePending takes what is pending, and the clock that it is reported by.
+func (u *usage) takePending() (*feedState, map[useKey]use) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	pending := u.pending
+	u.pending = map[useKey]use{}
+	if u.losing {
+		u.losing = false
+		u.reboot()
+		u.sequence, u.through = 0, time.Time{}
+	}
+	return u.v.feed.Load(), pending
+}
+
+// entriesOf are the entries that report what was collected up to a moment.
+func entriesOf(pending map[useKey]use, f *feedState, collected mono) []Use {
+	entries := make([]Use, 0, len(pending))
+	for k, p := range pending {
+		last := time.Time{}
+		if f.generation > 0 {
+			last = vaultTime(f.earliest(min(p.last, collected))).Truncate(time.Millisecond)
+		}
+		for first := true; first || p.count > 0 || p.refused > 0; first = false {
+			e := Use{KeyID: k.key, Version: k.version, Source: k.source, Count: min(p.count, maxCount), Refused: min(p.refused, maxCount), LastUsed: last}
+			p.count -= e.Count
+			p.refused -= e.Refused
+			entries = append(entries, e)
+		}
+	}
+	return entries
 }
 
 // wentBack has nothing said of times that, by f, have yet to come: how much of
@@ -519,6 +546,11 @@ func (u *usage) prepare() {
 func (u *usage) wentBack(f *feedState) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.goBack(f)
+}
+
+// goBack is wentBack for who locks.
+func (u *usage) goBack(f *feedState) {
 	u.through = time.Time{}
 	now := vaultTime(f.earliest(u.v.now())).Truncate(time.Millisecond)
 	for i := range u.unsent {
@@ -552,11 +584,19 @@ func judged(err error) bool {
 func (u *usage) giveUp(r *Report) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	for _, e := range r.Entries {
-		u.lost += e.Count + e.Refused
-	}
+	u.lost += u.done(r)
 	u.losing = true
+}
+
+// done is over with the first report, and tells how many uses are in it. The
+// caller locks.
+func (u *usage) done(r *Report) (uses uint64) {
 	u.unsent = u.unsent[1:]
+	for _, e := range r.Entries {
+		uses += e.Count + e.Refused
+	}
+	u.unreported -= uses
+	return uses
 }
 
 // taken is done with the first report. Entries that the engine has refused are
@@ -565,7 +605,7 @@ func (u *usage) giveUp(r *Report) {
 func (u *usage) taken(r *Report, errs []EntryError) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.unsent = u.unsent[1:]
+	u.done(r)
 	dropped := map[int]bool{}
 	for _, e := range errs {
 		if e.Index < 0 || e.Index >= len(r.Entries) || dropped[e.Index] {

@@ -3,9 +3,12 @@
 package verifier
 
 import (
+	"context"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
@@ -52,6 +55,130 @@ func TestTheLastUseNeverGoesBack(t *testing.T) {
 	if n, last := c.take(); n != 100_000 || last != 100_000 {
 		t.Errorf("%d uses, the last at tick %d; want 100000 of both", n, last)
 	}
+}
+
+// answers is an engine whose feed gives these answers, one after the other.
+type answers struct {
+	Engine
+	syncs []SyncAnswer
+}
+
+func (a *answers) Sync(context.Context, SyncRequest) (SyncAnswer, error) {
+	next := a.syncs[0]
+	a.syncs = a.syncs[1:]
+	return next, nil
+}
+
+func (a *answers) Lookup(context.Context, LookupRequest) (LookupAnswer, error) {
+	return LookupAnswer{}, errBadAnswer
+}
+
+// TestTheFeedWaitsForNobodyWhoCounts polls while somebody is about to take in
+// all counts, and somebody else those of a report: what the feed tells has to be
+// refused within the poll and a round trip.
+func TestTheFeedWaitsForNobodyWhoCounts(t *testing.T) {
+	t.Parallel()
+	id, _ := parseID("0123456789ab")
+	e := &answers{}
+	v, err := New(Config{Engine: e, Name: "edge-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, a := range []SyncAnswer{{Epoch: "e", Reset: true}, {Epoch: "e", Seq: 1, Changed: []string{id.String()}}, {Epoch: "f", Reset: true}} {
+		a.Now = time.Now()
+		e.syncs = append(e.syncs, a)
+		v.usage.mu.Lock()
+		v.usage.collecting.Lock()
+		polled := make(chan struct{})
+		go func() {
+			v.poll(t.Context())
+			close(polled)
+		}()
+		select {
+		case <-polled:
+		case <-time.After(time.Minute):
+			t.Fatalf("answer %d is not taken in while uses are counted", i)
+		}
+		if f := v.feed.Load(); f.epoch != a.Epoch || f.seq != a.Seq {
+			t.Errorf("the feed is at %d of %s, want %d of %s", f.seq, f.epoch, a.Seq, a.Epoch)
+		}
+		v.usage.collecting.Unlock()
+		v.usage.mu.Unlock()
+	}
+	v.background.Wait()
+}
+
+// TestReportsAreMadeBesideWhatIsCounted: whoever is judged by a fresh record
+// counts that at once, however much there is to report. There is time for that while
+// what was pending is neither there any more nor in a report.
+func TestReportsAreMadeBesideWhatIsCounted(t *testing.T) {
+	t.Parallel()
+	const kinds = 50_000
+	v, err := New(Config{Engine: &answers{}, Name: "edge-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := v.usage
+	for try := range 20 {
+		for i := range kinds {
+			u.add(useKey{key: strconv.Itoa(i), version: 1}, v.now(), 1, 0)
+		}
+		made := make(chan struct{})
+		go func() {
+			u.prepare()
+			close(made)
+		}()
+		between := 0
+		for over := false; !over; {
+			select {
+			case <-made:
+				over = true
+			default:
+			}
+			if u.mu.TryLock() {
+				if len(u.pending) == 0 && len(u.unsent) == 0 {
+					between++
+				}
+				u.mu.Unlock()
+			}
+		}
+		if u.total().unreported != kinds {
+			t.Fatalf("%d uses are unreported, want %d", u.total().unreported, kinds)
+		}
+		if between >= 100 {
+			return
+		}
+		t.Logf("try %d: somebody could count %d times while reports were made", try, between)
+		for len(u.unsent) > 0 {
+			u.taken(&u.unsent[0], nil)
+		}
+	}
+	t.Error("hardly anybody can count while reports are made")
+}
+
+// TestTheClockMayGoBackWhileReportsAreMade: they tell of no time that has yet to
+// come.
+func TestTheClockMayGoBackWhileReportsAreMade(t *testing.T) {
+	t.Parallel()
+	v, err := New(Config{Engine: &answers{}, Name: "edge-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, now := v.usage, time.Now()
+	v.apply(v.feed.Load(), &SyncAnswer{Epoch: "e", Now: now, Reset: true}, 0, 0)
+	u.add(useKey{key: "0123456789ab", version: 1}, v.now(), 1, 0)
+	f, pending := u.takePending()
+	back := now.Add(-time.Hour)
+	v.apply(f, &SyncAnswer{Epoch: "f", Now: back, Reset: true}, 0, 0)
+	u.ready(entriesOf(pending, f, v.now()), f, v.now())
+	if len(u.unsent) != 1 || len(u.unsent[0].Entries) != 1 {
+		t.Fatalf("reports %+v", u.unsent)
+	}
+	r := u.unsent[0]
+	if last := r.Entries[0].LastUsed; last.After(back.Add(time.Minute)) || !r.ReportedThrough.IsZero() {
+		t.Errorf("used at %s and reported through %s, at %s", last, r.ReportedThrough, back)
+	}
+	v.background.Wait()
 }
 
 // TestSlotsCountForTheirEntries has uses counted in a slot while it changes

@@ -480,6 +480,48 @@ func TestEvictedKeysAreCounted(t *testing.T) {
 	})
 }
 
+// slowReports takes its time for each report.
+type slowReports struct {
+	*engine
+	takes time.Duration
+}
+
+func (s slowReports) Report(ctx context.Context, r verifier.Report) (verifier.ReportAnswer, error) {
+	time.Sleep(s.takes)
+	return s.engine.Report(ctx, r)
+}
+
+// TestCountersAreTakenInWhileAReportIsUnderWay: until then they keep the entries
+// of evicted keys alive.
+func TestCountersAreTakenInWhileAReportIsUnderWay(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		const kinds, bound = 400, 50
+		var keys []string
+		for range kinds {
+			_, apiKey := e.key(t)
+			keys = append(keys, apiKey)
+		}
+		v := start(t, e, func(c *verifier.Config) {
+			c.Engine = slowReports{e, time.Minute}
+			c.CacheSize, c.MaxUnreported, c.RequestTimeout = 16, bound, time.Hour
+		})
+		time.Sleep(11 * time.Second) // the first report is under way
+		for _, apiKey := range keys {
+			v.accepts(apiKey)
+			v.accepts(apiKey)
+		}
+		v.Settle()
+		synctest.Wait()
+		if n := v.Uncollected(); n > bound {
+			t.Errorf("%d counters wait to be taken in, want at most %d", n, bound)
+		}
+		if h := v.Health(); h.UnreportedUses+h.LostUses != 2*kinds || len(e.reports) > 0 {
+			t.Errorf("%d unreported and %d lost after %d reports, want %d together and none", h.UnreportedUses, h.LostUses, len(e.reports), 2*kinds)
+		}
+	})
+}
+
 // TestWhatIsInUseIsFetchedAtOnceAfterAReset, also where its use was counted in
 // the cache alone.
 func TestWhatIsInUseIsFetchedAtOnceAfterAReset(t *testing.T) {

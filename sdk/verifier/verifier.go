@@ -170,6 +170,7 @@ func (v *Verifier) Run(ctx context.Context) error {
 	defer context.AfterFunc(v.life, stop)()
 	group, running := errgroup.WithContext(ctx)
 	group.Go(func() error { v.follow(running); return nil })
+	group.Go(func() error { v.usage.gather(running); return nil })
 	group.Go(func() error { v.usage.run(running); return nil })
 	group.Go(func() error { v.revalidate(running); return nil })
 	if v.config.FirstFill {
