@@ -369,8 +369,10 @@ func (b *Book) toAdd(ctx context.Context, p *page, id string) delta {
 	return d
 }
 
-// oldest is the first hour that is kept.
-func (b *Book) oldest(now time.Time) int64 { return now.Add(-b.retention).Unix() / 3600 }
+// oldest are the first hours that are kept.
+func (b *Book) oldest(now time.Time) oldest {
+	return oldest{hours: now.Add(-b.retention).Unix() / 3600, totals: now.Unix()/3600 - 1 - keepTotals}
+}
 
 // judgeHour gives OnHour the last full hour of the keys on a page, once.
 func (b *Book) judgeHour(name string, p *page, now time.Time) {
@@ -555,7 +557,7 @@ func (b *Book) read(ctx context.Context, keyID string, now time.Time) (use map[i
 		for number, sources := range k.Versions {
 			v := Version{Sources: map[string]Source{}}
 			for name, s := range sources {
-				v.add(name, Source{Count: s.Count, Refused: s.Refused, Stale: s.Stale, LastUsed: s.lastUsed(), Hours: s.Hours})
+				v.add(name, Source{Count: s.Count, Refused: s.Refused, Stale: s.Stale, LastUsed: s.lastUsed(), Hours: slots(s.Hours)})
 			}
 			use[number] = v
 		}
@@ -573,7 +575,7 @@ func (b *Book) read(ctx context.Context, keyID string, now time.Time) (use map[i
 	}
 	for _, v := range use {
 		for _, s := range v.Sources {
-			dropHours(s.Hours, b.oldest(now))
+			dropHours(s.Hours, b.oldest(now).hours)
 		}
 	}
 	return use, lost, nil
@@ -621,4 +623,11 @@ func slots(s series) map[string]uint64 {
 		m[strconv.FormatInt(b.slot, 10)] = b.count
 	}
 	return m
+}
+
+func dropHours(hours map[string]uint64, before int64) {
+	maps.DeleteFunc(hours, func(h string, _ uint64) bool {
+		slot, err := strconv.ParseInt(h, 10, 64)
+		return err != nil || slot < before
+	})
 }

@@ -525,3 +525,40 @@ func TestManySourcesOfManyVersionsStayWithinARecord(t *testing.T) {
 		t.Errorf("%+v", v)
 	}
 }
+
+// TestTotalsOutliveHours: however short hours are kept, and however many sources
+// there are, the search for anomalies is given four weeks.
+func TestTotalsOutliveHours(t *testing.T) {
+	t.Parallel()
+	const hours = 700
+	s, tracker, b := opened(storetest.NewMemory(), start)
+	var before []uint64
+	var count uint64
+	b.OnHour = func(_ string, earlier []uint64, _ time.Time, last uint64) { before, count = earlier, last }
+	for h := range hours {
+		for n := range 32 {
+			tracker.Add(at(time.Duration(h)*time.Hour), "k", 1, fmt.Sprint("c|", n), usage.Uses{Accepted: 1_000_000_000 + uint64(h)})
+		}
+	}
+	for _, h := range []int{hours - 1, hours} {
+		if err := b.Flush(t.Context(), at(time.Duration(h)*time.Hour), week); err != nil {
+			t.Fatal(err)
+		}
+		tracker.Record(at(time.Duration(h)*time.Hour), "k", 1, "c|0", false)
+	}
+	if s.largest > 40<<10 {
+		t.Errorf("the page has %d bytes", s.largest)
+	}
+	if len(before) != 672 || count != 32*(1_000_000_000+hours-1) {
+		t.Fatalf("%d hours before one of %d", len(before), count)
+	}
+	for i, n := range before {
+		if want := 32 * (1_000_000_000 + uint64(hours-1-672+i)); n != want {
+			t.Fatalf("hour %d of %d has %d, want %d", i, len(before), n, want)
+		}
+	}
+	use, err := b.Read(t.Context(), "k", at(hours*time.Hour))
+	if n := len(use[1].Sources["c|7"].Hours); err != nil || n == 0 || n > 168 {
+		t.Errorf("%d hours of a source are left, %v", n, err)
+	}
+}

@@ -2,7 +2,11 @@
 
 package usage
 
-import "github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
+import (
+	"maps"
+
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jsonkeep"
+)
 
 // Pages, and the records of keys on them, keep the fields that this code does
 // not know. Of one source of one version they do not: there are many.
@@ -30,6 +34,14 @@ func (k keyPage) MarshalJSON() ([]byte, error) {
 
 // UnmarshalJSON reads the stored record of a key.
 func (k *keyPage) UnmarshalJSON(data []byte) (err error) {
-	k.extra, err = jsonkeep.Unmarshal(data, (*keyPageFields)(k))
-	return err
+	if k.extra, err = jsonkeep.Unmarshal(data, (*keyPageFields)(k)); err != nil {
+		return err
+	}
+	for _, sources := range k.Versions {
+		maps.DeleteFunc(sources, func(_ string, s *sourcePage) bool { return s == nil })
+	}
+	if len(k.Totals) == 0 {
+		k.Totals = k.sum()
+	}
+	return nil
 }

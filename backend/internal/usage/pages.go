@@ -11,7 +11,7 @@ import (
 	"math"
 	mathbits "math/bits"
 	"slices"
-	"strconv"
+	"sort"
 	"strings"
 	"time"
 
@@ -30,8 +30,14 @@ const (
 	maxRecord = 32 << 10
 	// maxDepth bounds how often pages split: 2^24 pages.
 	maxDepth = 24
-	// pageSchema is the major version of the stored form.
-	pageSchema = 1
+	// pageSchema is the major version of the stored form. Pages of schema 1, in
+	// which hours are objects and have no totals, are read, and stored as 2 once
+	// they change: what reads only 1 would take them for damaged.
+	pageSchema = 2
+	// keepTotals is for how many hours before the last full one the uses of a key
+	// in each are kept, whatever usage_retention is: four weeks, which the search for
+	// anomalies looks back.
+	keepTotals = 28 * 24
 )
 
 // PageStore keeps pages by name. A name is a string of 0 and 1: the first bits
@@ -57,6 +63,8 @@ type page struct {
 // keyPage is what is stored of one key, by version and source.
 type keyPage struct {
 	Versions map[int]map[string]*sourcePage `json:"v"`
+	// Totals are the accepted uses in each hour over all versions and sources.
+	Totals series `json:"t,omitempty"`
 	// Lost is the highest version that had to make room.
 	Lost int `json:"x,omitempty"`
 
@@ -71,8 +79,8 @@ type sourcePage struct {
 	Stale    uint64 `json:"e,omitempty"`
 	LastUsed int64  `json:"l,omitempty"`
 	// First is the hour since 1970 of its first accepted use, 0 where unknown.
-	First int64             `json:"f,omitempty"`
-	Hours map[string]uint64 `json:"h,omitempty"`
+	First int64  `json:"f,omitempty"`
+	Hours series `json:"h,omitempty"`
 }
 
 func (s *sourcePage) lastUsed() time.Time {
@@ -134,6 +142,7 @@ func decodePage(data []byte) (*page, error) {
 }
 
 func encodePage(p *page) ([]byte, error) {
+	p.Schema = pageSchema
 	data, err := json.Marshal(p)
 	if err != nil {
 		return nil, fmt.Errorf("encode a page of usage: %w", err)
@@ -141,10 +150,13 @@ func encodePage(p *page) ([]byte, error) {
 	return data, nil
 }
 
-// trim drops hours before oldest.
-func (p *page) trim(oldest int64) {
+// oldest are the first hours that are kept: of each source, and of all together.
+type oldest struct{ hours, totals int64 }
+
+// trim drops hours before the oldest.
+func (p *page) trim(o oldest) {
 	for _, k := range p.Keys {
-		k.dropHours(oldest)
+		k.drop(o)
 	}
 }
 
@@ -174,7 +186,7 @@ func (k *keyPage) missing(d delta, noted []First) []First {
 	return slices.DeleteFunc(noted, func(f First) bool { return k.has(&f) || d[f.Version][f.Source].count > 0 })
 }
 
-func (p *page) add(keyID string, d delta, oldest int64) {
+func (p *page) add(keyID string, d delta, o oldest) {
 	k := p.Keys[keyID]
 	if k == nil || k.Versions == nil {
 		k = &keyPage{Versions: map[int]map[string]*sourcePage{}}
@@ -205,23 +217,24 @@ func (p *page) add(keyID string, d delta, oldest int64) {
 				s.LastUsed = max(s.LastUsed, add.lastUsed.UnixMilli())
 			}
 			for _, h := range add.hours {
-				if s.Hours == nil {
-					s.Hours = map[string]uint64{}
+				if h.slot < 0 {
+					continue
 				}
-				s.Hours[strconv.FormatInt(h.slot, 10)] += h.count
+				s.Hours.add(h.slot, h.count, keepStored)
+				k.Totals.add(h.slot, h.count, keepStored)
 			}
 		}
 	}
-	k.trim(oldest)
+	k.trim(o)
 }
 
-// trim drops hours before oldest, and whatever does not fit maxRecord: hours
-// first, a day at a time, then the lowest versions.
-func (k *keyPage) trim(oldest int64) {
-	k.dropHours(oldest)
-	for k.size() > maxRecord && k.hasHours() {
-		oldest = max(oldest, k.firstHour()) + 24
-		k.dropHours(oldest)
+// trim drops hours before the oldest, and whatever does not fit maxRecord: hours
+// of sources first, a day at a time, then the lowest versions. Totals stay.
+func (k *keyPage) trim(o oldest) {
+	k.drop(o)
+	if first, last, some := k.span(); some && k.size() > maxRecord {
+		days := sort.Search(int(last-first)/24+1, func(days int) bool { return k.sizeFrom(first+24*int64(days)) <= maxRecord })
+		k.drop(oldest{hours: first + 24*int64(days)})
 	}
 	for len(k.Versions) > 1 && k.size() > maxRecord {
 		lowest := slices.Min(slices.Collect(maps.Keys(k.Versions)))
@@ -244,37 +257,27 @@ func (k *keyPage) keepFirst(dropped map[string]*sourcePage) {
 	}
 }
 
-// each calls f for every hour of the record, and drops those for which it
-// returns false.
-func (k *keyPage) each(f func(slot int64) bool) {
+// drop drops hours before the oldest.
+func (k *keyPage) drop(o oldest) {
+	k.Totals = k.Totals.from(o.totals)
 	for _, sources := range k.Versions {
 		for _, s := range sources {
-			maps.DeleteFunc(s.Hours, func(h string, _ uint64) bool {
-				slot, err := strconv.ParseInt(h, 10, 64)
-				return err != nil || !f(slot)
-			})
+			s.Hours = s.Hours.from(o.hours)
 		}
 	}
 }
 
-func (k *keyPage) dropHours(before int64) { k.each(func(slot int64) bool { return slot >= before }) }
-
-func dropHours(hours map[string]uint64, before int64) {
-	maps.DeleteFunc(hours, func(h string, _ uint64) bool {
-		slot, err := strconv.ParseInt(h, 10, 64)
-		return err != nil || slot < before
-	})
-}
-
-func (k *keyPage) hasHours() (has bool) {
-	k.each(func(int64) bool { has = true; return true })
-	return has
-}
-
-func (k *keyPage) firstHour() int64 {
-	first := int64(math.MaxInt64)
-	k.each(func(slot int64) bool { first = min(first, slot); return true })
-	return first
+// span returns the first and the last hour of any source, and whether there is one.
+func (k *keyPage) span() (first, last int64, some bool) {
+	first = math.MaxInt64
+	for _, sources := range k.Versions {
+		for _, s := range sources {
+			if len(s.Hours) > 0 {
+				first, last, some = min(first, s.Hours[0].slot), max(last, s.Hours[len(s.Hours)-1].slot), true
+			}
+		}
+	}
+	return first, last, some
 }
 
 // size is at least what the record takes as JSON; 0 for none.
@@ -282,24 +285,26 @@ func (k *keyPage) size() int {
 	if k == nil {
 		return 0
 	}
-	size := 48
+	return k.sizeFrom(math.MinInt64)
+}
+
+// sizeFrom is size without the hours of sources before the first one.
+func (k *keyPage) sizeFrom(first int64) int {
+	size := 56 + k.Totals.size()
 	for _, sources := range k.Versions {
 		size += 12
 		for name, s := range sources {
-			size += nameSize(name) + s.size()
+			size += nameSize(name) + s.sizeFrom(first)
 		}
 	}
 	return size
 }
 
-// size is at least what the record of a source takes as JSON beside its name.
-func (s *sourcePage) size() int {
+// sizeFrom is at least what the record of a source takes as JSON beside its name.
+func (s *sourcePage) sizeFrom(first int64) int {
 	const field = len(`,"c":`)
-	size := 16 + 5*field + digits(s.Count) + digits(s.Refused) + digits(s.Stale) + digits(uint64(s.LastUsed)) + digits(uint64(s.First)) //nolint:gosec // a negative one is taken for longer than it is
-	for h, n := range s.Hours {
-		size += len(h) + digits(n) + len(`"":,`)
-	}
-	return size
+	return 16 + 6*field + digits(s.Count) + digits(s.Refused) + digits(s.Stale) + digits(uint64(s.LastUsed)) + digits(uint64(s.First)) + //nolint:gosec // a negative one is taken for longer than it is
+		s.Hours.from(first).size()
 }
 
 // digits is at least how many a number has, and at most one more.
@@ -334,23 +339,35 @@ func (p *page) split(name string) map[string]*page {
 // hours returns the accepted uses of a key in each hour before last, from the
 // first that is known on, and in last.
 func (k *keyPage) hours(last int64) (before []uint64, count uint64) {
+	known := k.Totals.from(last - keepTotals)
+	if len(known) == 0 || known[0].slot > last {
+		return nil, 0
+	}
+	first := known[0].slot
+	before = make([]uint64, last-first)
+	for _, b := range known {
+		switch {
+		case b.slot < last:
+			before[b.slot-first] = b.count
+		case b.slot == last:
+			count = b.count
+		}
+	}
+	return before, count
+}
+
+// sum is the totals of the hours of all sources: what an older plugin stored has
+// none.
+func (k *keyPage) sum() series {
 	sums := map[int64]uint64{}
-	first := last
 	for _, sources := range k.Versions {
 		for _, s := range sources {
-			for h, n := range s.Hours {
-				if slot, err := strconv.ParseInt(h, 10, 64); err == nil && slot <= last {
-					sums[slot] += n
-					first = min(first, slot)
-				}
+			for _, h := range s.Hours {
+				sums[h.slot] += h.count
 			}
 		}
 	}
-	before = make([]uint64, last-first)
-	for i := range before {
-		before[i] = sums[first+int64(i)]
-	}
-	return before, sums[last]
+	return seriesOf(sums)
 }
 
 // first is the hour of the first accepted use, as far as it is known.
@@ -416,10 +433,8 @@ func (s *sourcePage) firstUse() time.Time {
 		return time.Unix(s.First*3600, 0).UTC()
 	}
 	first := s.LastUsed / 3600_000
-	for h := range s.Hours {
-		if slot, err := strconv.ParseInt(h, 10, 64); err == nil {
-			first = min(first, slot)
-		}
+	if len(s.Hours) > 0 {
+		first = min(first, s.Hours[0].slot)
 	}
 	return time.Unix(first*3600, 0).UTC()
 }
