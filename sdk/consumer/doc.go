@@ -43,9 +43,13 @@
 // or Vault the origin. A body that cannot be sent again gets its 401, and the
 // key is fetched for the next request.
 //
-// A key that is refused for good, because it was revoked or because the server
-// answers 401 to something else, costs patience once in half a minute; other
-// requests wait for a single look, and there is at most about one look a second.
+// It may be in vain to wait, because the key was revoked, or because a server
+// answers 401 for reasons of its own. The request then gets its 401 after the
+// patience, and for half a minute those to the same host and path get theirs
+// after a single look. All other requests wait as ever, lest an endpoint that is
+// odd make them miss a rotation. Only when 16 hosts and paths have refused a key
+// so, all requests wait for a single look, until one is accepted. However many
+// are refused, there is at most about one look a second.
 //
 // # What it keeps quiet about
 //

@@ -18,9 +18,6 @@ const (
 	fetchTimeout = 10 * time.Second
 	// defaultPatience is how long a refused request waits for another key.
 	defaultPatience = 2 * time.Second
-	// vainFor is how long a key counts as refused for good after a request has
-	// waited for another in vain: until then, requests wait for one look only.
-	vainFor = 30 * time.Second
 )
 
 // Config says what a Source is made of.
@@ -73,8 +70,7 @@ type entry struct {
 	replaced chan struct{}       // closed when another one is the current one
 	worked   atomic.Bool         // a server has accepted it
 	queued   atomic.Bool         // to be confirmed, or it was
-
-	vainUntil atomic.Int64 // Unix nanoseconds, see vainFor
+	vain     vain
 }
 
 func newEntry(k Key) *entry {
@@ -250,15 +246,15 @@ func (s *Source) tell() {
 	}
 }
 
-// successor returns the key that follows one which a server has refused; nil
-// if there is none in time. A key that is newer already costs nothing. Else the
+// successor returns the key that follows one which a server has refused at a
+// place; nil if there is none in time. A key that is newer already costs nothing. Else the
 // origin is looked at, however many requests were refused, by one look that
 // began after the refusal: the server knows of the rotation, so the origin does.
 // Where that look shows the same key, as when a file is still being rendered or
 // a message is on its way, there are more, less and less often, until the
 // patience is over; a look that is under way then is waited for.
-func (s *Source) successor(ctx context.Context, refused *entry) *entry {
-	hopeless := time.Now().UnixNano() < refused.vainUntil.Load()
+func (s *Source) successor(ctx context.Context, refused *entry, at place) *entry {
+	hopeless := refused.vain.at(at, time.Now())
 	over := time.NewTimer(s.patience)
 	defer over.Stop()
 	want, last := s.after(), false
@@ -285,7 +281,7 @@ func (s *Source) successor(ctx context.Context, refused *entry) *entry {
 		case <-ctx.Done():
 			return nil
 		case <-over.C:
-			refused.vainUntil.Store(time.Now().Add(vainFor).UnixNano())
+			refused.vain.note(at, time.Now())
 			if landed == nil {
 				return nil
 			}
@@ -297,6 +293,7 @@ func (s *Source) successor(ctx context.Context, refused *entry) *entry {
 // accepted notes that a server has accepted a key. One that is replaced already
 // is not confirmed: its answer may be slow, and the newer one waits.
 func (s *Source) accepted(e *entry) {
+	e.vain.accepted()
 	if e.worked.Load() || s.current.Load() != e || e.worked.Swap(true) {
 		return
 	}

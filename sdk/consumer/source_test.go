@@ -161,6 +161,35 @@ func TestARefusedKeyIsNotConfirmed(t *testing.T) {
 	})
 }
 
+// The answer to a request with the version before comes late: what is confirmed
+// is the one in use.
+func TestAKeyThatIsReplacedIsNotConfirmed(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world, s *consumer.Source, api *http.Client) {
+		if _, err := s.Key(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.requestTakes = func() time.Duration { return time.Second }
+		var slow sync.WaitGroup
+		slow.Go(func() { post(t, api, "x") })
+		time.Sleep(1500 * time.Millisecond) // it is accepted, and the answer on its way
+		w.see(func() { w.requestTakes = func() time.Duration { return 0 } })
+		w.rotate(time.Hour)
+		if err := s.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		post(t, api, "x")
+		slow.Wait()
+		if w.refusals > 0 {
+			t.Errorf("%d refusals", w.refusals)
+		}
+		run(t, s)
+		synctest.Wait()
+		if !slices.Equal(w.confirmed, []string{"eu:2"}) {
+			t.Errorf("confirmed %v, want eu:2", w.confirmed)
+		}
+	})
+}
+
 func TestChangesAreToldInOrderAndHoldUpNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -126,7 +126,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		if tries == maxRetries {
 			return resp, nil
 		}
-		next := t.source.successor(r.Context(), held)
+		next := t.source.successor(r.Context(), held, placeOf(r.URL))
 		if next == nil {
 			return resp, nil
 		}

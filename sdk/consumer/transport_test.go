@@ -255,6 +255,73 @@ func TestAKeyThatIsRefusedForGoodCostsLittle(t *testing.T) {
 	})
 }
 
+// An endpoint that answers 401 for reasons of its own says nothing about the key,
+// nor about what follows it.
+func TestA401OfItsOwnMakesNoOtherRequestMissARotation(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world, _ *consumer.Source, api *http.Client) {
+		post(t, api, "first")
+		w.odd, w.lag = "/odd", 400*time.Millisecond
+		time.Sleep(w.lag) // the first version is there
+		for i, atMost := range []time.Duration{2 * time.Second, time.Second} {
+			began := time.Now()
+			status := postTo(t, api, "/odd", "x")
+			if took := time.Since(began); status != http.StatusUnauthorized || took > atMost {
+				t.Errorf("request %d got %d after %s", i, status, took)
+			}
+		}
+		time.Sleep(5 * time.Second) // the next look is made at once
+		w.rotate(0)
+		if status := post(t, api, "x"); status != http.StatusOK {
+			t.Errorf("after a rotation: status %d", status)
+		}
+		// With the new key it is in vain anew, and so it is after half a minute.
+		for range 2 {
+			began := time.Now()
+			postTo(t, api, "/odd", "x")
+			if took := time.Since(began); took != 2*time.Second {
+				t.Errorf("it took %s", took)
+			}
+			time.Sleep(30 * time.Second)
+		}
+	})
+}
+
+// A key that is refused everywhere costs little, however many paths there are.
+// Once it is accepted anywhere it is not.
+func TestAKeyThatIsRefusedEverywhereCostsLittle(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world, _ *consumer.Source, api *http.Client) {
+		post(t, api, "first")
+		w.odd = "/odd"
+		odd := func(i int) time.Duration {
+			began := time.Now()
+			if status := postTo(t, api, fmt.Sprint("/odd/", i), "x"); status != http.StatusUnauthorized {
+				t.Errorf("status %d", status)
+			}
+			return time.Since(began)
+		}
+		var all sync.WaitGroup
+		for i := range 100 {
+			all.Go(func() { odd(i) })
+		}
+		all.Wait()
+		if took := odd(1000); took > time.Second {
+			t.Errorf("after a hundred refusals one more waited %s", took)
+		}
+		w.lag = 400 * time.Millisecond
+		if status := post(t, api, "x"); status != http.StatusOK {
+			t.Errorf("status %d", status)
+		}
+		if took := odd(1001); took != 2*time.Second {
+			t.Errorf("the key is accepted, and a request waited %s", took)
+		}
+		time.Sleep(5 * time.Second)
+		w.rotate(0)
+		if status := post(t, api, "x"); status != http.StatusOK {
+			t.Errorf("after a rotation: status %d", status)
+		}
+	})
+}
+
 func TestALookThatIsUnderWayIsWaitedForBeyondThePatience(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world, _ *consumer.Source, api *http.Client) {
 		post(t, api, "first")

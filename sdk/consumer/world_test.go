@@ -46,7 +46,8 @@ type world struct {
 	bodies    []string
 	confirmed []string
 	confirm   error
-	open      int // bodies of responses that were not closed
+	odd       string // how paths begin that are answered with 401 whatever the key
+	open      int    // bodies of responses that were not closed
 }
 
 type activation struct {
@@ -148,6 +149,9 @@ func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	w.mu.Lock()
 	ok := w.accepted[strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")]
+	if w.odd != "" && strings.HasPrefix(r.URL.Path, w.odd) {
+		ok = false
+	}
 	status := http.StatusOK
 	if !ok {
 		status = http.StatusUnauthorized
@@ -261,7 +265,12 @@ func (w *world) client(s *consumer.Source) *http.Client {
 // post sends a request whose body can be sent again, and returns the status.
 func post(t testing.TB, api *http.Client, body string) int {
 	t.Helper()
-	resp, err := api.Post("https://api.test/orders", "text/plain", strings.NewReader(body))
+	return postTo(t, api, "/orders", body)
+}
+
+func postTo(t testing.TB, api *http.Client, path, body string) int {
+	t.Helper()
+	resp, err := api.Post("https://api.test"+path, "text/plain", strings.NewReader(body))
 	if err != nil {
 		t.Error(err)
 		return 0
