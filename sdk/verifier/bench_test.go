@@ -364,14 +364,24 @@ func TestAHitAllocatesNothing(t *testing.T) {
 	for range p.keys {
 		verify() // the first use at a source makes its count
 	}
-	// What runs beside it allocates now and then.
-	if n := testing.AllocsPerRun(20_000, verify); n >= 1 {
-		t.Errorf("a hit allocates %v times", n)
+	// What runs beside it allocates now and then, so that the least counts.
+	const hits = 10_000
+	least := math.Inf(1)
+	for range 10 {
+		allocations := testing.AllocsPerRun(1, func() {
+			for range hits {
+				verify()
+			}
+		})
+		if least = min(least, allocations); least < hits/1000 {
+			return
+		}
 	}
+	t.Errorf("%d hits allocate %v times", hits, least)
 }
 
-// TestAHitCostsLittleMoreThanItsHash has a margin with 1,000 keys, since other
-// programs run beside it: the benchmark tells the figure, at most 2.5.
+// TestAHitCostsLittleMoreThanItsHash measures again where other programs are in
+// the way: what counts against a hit is three times in a row.
 func TestAHitCostsLittleMoreThanItsHash(t *testing.T) {
 	if raceEnabled {
 		t.Skip("SKIP: the race detector makes all but the hash slower; make unit runs this without it")
@@ -381,22 +391,21 @@ func TestAHitCostsLittleMoreThanItsHash(t *testing.T) {
 		of      func() *population
 		atMost  float64
 		isLarge bool
-	}{{"1000 keys", thousand, 3, false}, {"1000000 keys", million, 6, true}} {
+	}{{"1000 keys", thousand, 2.5, false}, {"1000000 keys", million, 6, true}} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.isLarge && testing.Short() {
 				t.Skip("SKIP: a million keys take a gigabyte and some seconds")
 			}
-			least := math.Inf(1)
-			for range 10 {
-				_, best := c.of().ratio(100)
-				if least = min(least, best); least <= c.atMost {
-					break
+			var measured []float64
+			for range 3 {
+				typical, best := c.of().ratio(1000)
+				measured = append(measured, min(typical, best))
+				if slices.Min(measured) <= c.atMost {
+					t.Logf("a hit costs %.2f times SHA-256 of its token", measured)
+					return
 				}
 			}
-			t.Logf("a hit costs %.2f times SHA-256 of its token", least)
-			if least > c.atMost {
-				t.Errorf("a hit costs %.2f times SHA-256 of its token, want at most %.1f", least, c.atMost)
-			}
+			t.Errorf("a hit costs %.2f times SHA-256 of its token, want at most %.1f", measured, c.atMost)
 		})
 	}
 }

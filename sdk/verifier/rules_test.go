@@ -404,6 +404,34 @@ func TestALostFeedIsBridgedUpToMaxStale(t *testing.T) {
 	})
 }
 
+// TestMaxStaleCountsFromTheQuestion: what the feed answers may be as old as what
+// it was asked.
+func TestMaxStaleCountsFromTheQuestion(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		_, apiKey := e.key(t)
+		v := start(t, e, func(c *verifier.Config) { c.MaxStale = 5 * time.Second })
+		synctest.Wait()
+		v.accepts(apiKey)
+		const way = 1500 * time.Millisecond
+		var asked time.Time
+		e.set(func() {
+			e.spoilSync = func(*verifier.SyncAnswer) {
+				e.set(func() { e.down, asked = true, time.Now() }) // it is the last one
+				time.Sleep(way)
+			}
+		})
+		time.Sleep(poll + way)
+		if v.Stats().Syncs != 2 {
+			t.Fatalf("%d good answers, want the first and a slow one", v.Stats().Syncs)
+		}
+		time.Sleep(time.Until(asked.Add(5*time.Second - time.Millisecond)))
+		v.accepts(apiKey)
+		time.Sleep(time.Millisecond)
+		v.unavailable(apiKey)
+	})
+}
+
 func TestRecordsAreRevalidatedWithinFiveMinutes(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		e := newEngine()
