@@ -34,6 +34,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/feed"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/fence"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jobs"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/metrics"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
@@ -280,7 +281,7 @@ func (b *Backend) engine(ctx context.Context, storage logical.Storage) (*engine,
 	if err != nil {
 		return nil, err
 	}
-	e := &engine{store: s, lost: make(chan string, 1024), unknownIDs: newSet(maxUnknownIDs), verifiers: feed.NewVerifiers(b.clock)}
+	e := &engine{store: s, lost: make(chan string, 1024), unknownIDs: newSet[string](maxUnknownIDs), verifiers: feed.NewVerifiers(b.clock)}
 	tracker := usage.New(b.clock.Now())
 	e.keeper = &lifecycle.Keeper{
 		Store: s, Clock: b.clock, Rand: b.rand, Usage: tracker, Book: usage.NewBook(tracker, s.UsagePages(), s.FirstUses(), b.clock, b.Logger()), Logger: b.Logger(),
@@ -347,9 +348,12 @@ func (b *Backend) startWorkers(e *engine) {
 func (b *Backend) startWatching(e *engine) {
 	claims := webhook.NewClaims(e.store.Claims(), b.clock, b.rand)
 	w := &watcher{
-		engine: e, claims: claims, reused: newSet(queued), detector: anomaly.New(b.clock.Now()), send: b.sendEvent,
+		engine: e, claims: claims, reused: newSet[string](queued), untold: newSet[onItsWay](queued), detector: anomaly.New(b.clock.Now()), send: b.sendEvent,
 		owed: make(chan string, queued), notices: make(chan notice, queued), events: make(chan told, queued),
 		hooks: webhook.New(webhook.Options{Storage: e.store.Webhooks(), Claims: claims, Clock: b.clock, Rand: b.rand, Logger: b.Logger()}),
+	}
+	claims.OnRedeemed = func(ctx context.Context, claim webhook.Claim) error {
+		return e.noteClaim(ctx, claim, keyring.EventClaimRedeemed)
 	}
 	e.watch = w
 	e.keeper.Outbox = w

@@ -216,6 +216,63 @@ func TestKeysThatAreNotKeptRotateByClaims(t *testing.T) {
 	m.wantNothingKept("in the end")
 }
 
+// TestWhatIsDoneWithACodeIsToldWhenStorageIsBack: the key is handed out all the
+// same, once, and both are told once.
+func TestWhatIsDoneWithACodeIsToldWhenStorageIsBack(t *testing.T) {
+	t.Parallel()
+	for _, redeemed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("redeemed before %t", redeemed), func(t *testing.T) {
+			t.Parallel()
+			memory := storetest.NewMemory()
+			faulty := storetest.NewFaulty(memory)
+			m, b := newMountOn(t, memory, faulty, clock.NewManual(epoch.Add(30*time.Second))), newInbox(t)
+			m.claimHook(b, nil)
+			m.role(nil)
+			m.key("acme", nil)
+			m.tell()
+			m.delivered()
+			code := object{"code": b.code(t, 1)}
+			event, want := "claim.redeemed", http.StatusOK
+			if redeemed {
+				m.write("claim", code)
+				event, want = "claim.reused", badStatus
+			}
+			told := func() int { m.tell(); return strings.Count(toJSON(m.read("history/acme")), event) }
+			faulty.Inject(storetest.Fault{At: 1, Rest: true, Only: func(op storetest.Op) bool { return strings.HasPrefix(op.String(), "put key/") }})
+			if a := m.request(logical.UpdateOperation, "claim", code); a.status != want {
+				t.Errorf("with a key that cannot be written it answers %s", a)
+			}
+			if err := m.engineNow().watch.claims.Sweep(t.Context()); err != nil {
+				t.Errorf("before its minute is over a claim is swept: %v", err)
+			}
+			faulty.Heal()
+			if n := told(); n != 0 {
+				t.Errorf("%s is told %d times", event, n)
+			}
+			if redeemed {
+				for range 3 {
+					m.request(logical.UpdateOperation, "claim", code)
+				}
+			}
+			for range 3 {
+				m.pass(time.Minute)
+				m.flush()
+			}
+			if n := told(); n != 1 {
+				t.Errorf("%s is told %d times, want once", event, n)
+			}
+			if left := memory.Paths("claimend/"); len(left) > 0 {
+				t.Errorf("what is filed of the claim stays: %v", left)
+			}
+			for path, value := range m.snapshot() {
+				if strings.Contains(value, `"untold"`) {
+					t.Errorf("%s is still to be told", path)
+				}
+			}
+		})
+	}
+}
+
 // TestAClaimThatNobodyRedeemsTakesItsKeyAlong at the end of the overlap.
 func TestAClaimThatNobodyRedeemsTakesItsKeyAlong(t *testing.T) {
 	t.Parallel()

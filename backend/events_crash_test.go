@@ -16,17 +16,55 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
 )
 
-// The operations whose events must all be told, each exactly once by its id.
-var toldOperations = map[string]struct {
+// toldOperation is one whose events must all be told, each exactly once by its
+// id.
+type toldOperation struct {
 	op   logical.Operation
 	path string
 	data object
-}{
-	"rotate":            {logical.UpdateOperation, "rotate/acme", nil},
-	"cut over":          {logical.UpdateOperation, "rotate/acme", object{"overlap_period": 0}},
-	"revoke and rotate": {logical.UpdateOperation, "revoke/acme", object{"version": 1, "compromised": true, "rotate": true}},
-	"disable":           {logical.UpdateOperation, "keys/acme", object{"enabled": false}},
-	"delete":            {logical.DeleteOperation, "keys/acme", nil},
+	// of makes data of the token of version 1 and its claim code.
+	of func(m *mount, v1, code string) object
+	// event is one that no transition makes. Where the operation had taken effect
+	// before it was cut off, or is repeated, it is told, once.
+	event keyring.EventType
+	// happened tells whether it had, and may repeat it.
+	happened func(m *mount, data object) bool
+}
+
+var toldOperations = map[string]toldOperation{
+	"rotate":            {op: logical.UpdateOperation, path: "rotate/acme"},
+	"cut over":          {op: logical.UpdateOperation, path: "rotate/acme", data: object{"overlap_period": 0}},
+	"revoke and rotate": {op: logical.UpdateOperation, path: "revoke/acme", data: object{"version": 1, "compromised": true, "rotate": true}},
+	"disable":           {op: logical.UpdateOperation, path: "keys/acme", data: object{"enabled": false}},
+	"delete":            {op: logical.DeleteOperation, path: "keys/acme"},
+	"use for the first time": {
+		op: logical.UpdateOperation, path: "verify",
+		of:    func(_ *mount, v1, _ string) object { return object{fieldAPIKey: v1, fieldSource: "eu"} },
+		event: keyring.EventVersionFirstUsed,
+		happened: func(m *mount, _ object) bool {
+			return number(m.t, versions(m.t, m.read("keys/acme"))[0]["use_count"]) > 0
+		},
+	},
+	"redeem a claim": {
+		op: logical.UpdateOperation, path: "claim",
+		of:    func(_ *mount, _, code string) object { return object{"code": code} },
+		event: keyring.EventClaimRedeemed,
+		happened: func(m *mount, data object) bool {
+			m.request(logical.UpdateOperation, "claim", data) // redeemed now, if not before
+			return true
+		},
+	},
+	"redeem a claim again": {
+		op: logical.UpdateOperation, path: "claim",
+		of: func(m *mount, _, code string) object {
+			m.write("claim", object{"code": code})
+			return object{"code": code}
+		},
+		event: keyring.EventClaimReused,
+		happened: func(m *mount, data object) bool {
+			return m.request(logical.UpdateOperation, "claim", data).status == badStatus
+		},
+	},
 }
 
 // TestEveryEventIsOwedOnceThroughACrash cuts each operation, and what copies
@@ -42,7 +80,7 @@ func TestEveryEventIsOwedOnceThroughACrash(t *testing.T) {
 					if n > 60 {
 						t.Fatal("the operation never ends without a fault")
 					}
-					if !crashWhileTelling(t, n, applied, tc.op, tc.path, tc.data) {
+					if !crashWhileTelling(t, n, applied, tc) {
 						return
 					}
 				}
@@ -52,7 +90,7 @@ func TestEveryEventIsOwedOnceThroughACrash(t *testing.T) {
 }
 
 // crashWhileTelling reports whether the fault was reached.
-func crashWhileTelling(t *testing.T, n int, applied bool, op logical.Operation, path string, data object) bool {
+func crashWhileTelling(t *testing.T, n int, applied bool, tc toldOperation) bool {
 	t.Helper()
 	memory := storetest.NewMemory()
 	faulty := storetest.NewFaulty(memory)
@@ -60,19 +98,44 @@ func crashWhileTelling(t *testing.T, n int, applied bool, op logical.Operation, 
 	// Nobody listens there: what is owed stays in the outbox.
 	m.write("webhooks/ops", object{"url": "http://127.0.0.1:1/", "allow_private": true})
 	m.role(object{"overlap_period": "10m"})
-	m.key("acme", nil)
+	data := tc.data
+	if tc.of != nil {
+		b := newInbox(t)
+		m.claimHook(b, nil)
+		v1 := m.key("acme", nil)
+		m.tell()
+		m.delivered()
+		data = tc.of(m, v1, b.code(t, 1))
+	} else {
+		m.key("acme", nil)
+	}
 	m.tell()
 	id := m.keyID("acme")
 	faulty.Inject(storetest.Fault{At: n, Applied: applied, Rest: true})
-	_ = m.request(op, path, data)
+	_ = m.request(tc.op, tc.path, data)
 	_ = m.engineNow().watch.tell(t.Context())
+	_ = m.engineNow().watch.flush(t.Context())
 	reached := faulty.Failed() > 0
 	faulty.Heal()
 
-	m = m.reopen()
+	m = m.crash()
+	memory = m.memory
 	for range 4 {
 		m.pass(time.Minute)
+		m.flush()
 		m.tell()
+	}
+	if tc.happened != nil {
+		want := 0
+		if tc.happened(m, data) {
+			want = 1
+		}
+		m.tell()
+		history := m.stored(id).History
+		told := len(slices.DeleteFunc(slices.Clone(history), func(e keyring.Event) bool { return e.Type != tc.event }))
+		if told != want {
+			t.Errorf("fault %d: %s is told %d times, want %d", n, tc.event, told, want)
+		}
 	}
 	last := uint64(0)
 	k, err := m.engineNow().store.Key(t.Context(), id)

@@ -65,9 +65,9 @@ func (m *missLimiter) of(caller string) *rate.Limiter {
 	return fresh
 }
 
-// newSet remembers up to size texts, those used last.
-func newSet(size int) *lru.Cache[string, struct{}] {
-	set, err := lru.New[string, struct{}](size)
+// newSet remembers up to size things, those used last.
+func newSet[T comparable](size int) *lru.Cache[T, struct{}] {
+	set, err := lru.New[T, struct{}](size)
 	if err != nil {
 		panic(err) // the library refuses only a size below one
 	}

@@ -5,6 +5,8 @@ package backend
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -66,8 +68,11 @@ func (b *Backend) claim(ctx context.Context, c *call) (*logical.Response, error)
 	switch {
 	case errors.Is(err, webhook.ErrClaimReused):
 		// Once per code: whoever holds a spent one must not fill histories.
-		if told, _ := c.watch.reused.ContainsOrAdd(claim.EventID+" "+claim.Hook, struct{}{}); !told {
-			c.noteClaim(ctx, claim, keyring.EventClaimReused)
+		one := claim.EventID + " " + claim.Hook
+		if told, _ := c.watch.reused.ContainsOrAdd(one, struct{}{}); !told {
+			if c.noteClaim(ctx, claim, keyring.EventClaimReused) != nil {
+				c.watch.reused.Remove(one) // the next use tells
+			}
 		}
 		return nil, errNoClaim
 	case errors.Is(err, webhook.ErrClaim):
@@ -75,7 +80,13 @@ func (b *Backend) claim(ctx context.Context, c *call) (*logical.Response, error)
 	case err != nil:
 		return nil, err
 	}
-	c.noteClaim(ctx, claim, keyring.EventClaimRedeemed)
+	err = c.noteClaim(ctx, claim, keyring.EventClaimRedeemed)
+	if err == nil {
+		err = c.watch.claims.Told(ctx, c.text("code"))
+	}
+	if err != nil {
+		c.keeper.Logger.Warn("that a claim code was redeemed is told later", "key_id", claim.KeyID, "error", err)
+	}
 	return &logical.Response{Data: data}, nil
 }
 
@@ -107,14 +118,20 @@ func (b *Backend) claimed(ctx context.Context, c *call, claim webhook.Claim) (ma
 	return data, nil
 }
 
-// noteClaim tells what was done with a code. The code is spent by then, so a
-// failure must not keep the key from its client.
-func (c *call) noteClaim(ctx context.Context, claim webhook.Claim, event keyring.EventType) {
-	err := c.keeper.Emit(ctx, claim.KeyID, actorClaim, func(k *keyring.Key, _ *role.Role, cause keyring.Cause) bool {
-		k.Record(cause, event, claim.Version, "delivered by webhook "+claim.Hook)
+// noteClaim tells what was done with a code, unless the key's history says so
+// already. The code is spent by then, so a failure must not keep the key from
+// its client.
+func (e *engine) noteClaim(ctx context.Context, claim webhook.Claim, event keyring.EventType) error {
+	detail := "delivered by webhook " + claim.Hook + " as message " + claim.MessageID()
+	err := e.keeper.Emit(ctx, claim.KeyID, actorClaim, func(k *keyring.Key, _ *role.Role, cause keyring.Cause) bool {
+		if slices.ContainsFunc(k.History, func(e keyring.Event) bool { return e.Type == event && e.Detail == detail }) {
+			return false
+		}
+		k.Record(cause, event, claim.Version, detail)
 		return true
 	})
 	if err != nil {
-		c.keeper.Logger.Error("what was done with a claim code cannot be noted", "key_id", claim.KeyID, "event", event, "error", err)
+		return fmt.Errorf("note %s of key %s: %w", event, claim.KeyID, err)
 	}
+	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/role"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/webhook"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
@@ -22,7 +23,7 @@ import (
 
 const (
 	// queued bounds what waits to be told. What does not fit is found again
-	// (events that are owed), or happens again (anomalies).
+	// (events that are owed, first uses), or happens again (anomalies).
 	queued = 4096
 
 	actorVerify  = "verify"
@@ -53,6 +54,8 @@ type watcher struct {
 	// noting are the first uses, and the first refusals after an end, that are on
 	// their way to the key's history.
 	noting sync.Map
+	// untold are first uses whose notice failed; a flush tells them.
+	untold *lru.Cache[onItsWay, struct{}]
 	// reused are claims whose reuse was told.
 	reused *lru.Cache[string, struct{}]
 
@@ -213,7 +216,11 @@ func (w *watcher) tellOf(ctx context.Context, n notice) error {
 	if n.stale {
 		return w.engine.keeper.NoteStale(ctx, n.keyID, n.version)
 	}
-	return w.note(ctx, n)
+	err := w.note(ctx, n)
+	if err != nil && n.first {
+		w.untold.Add(onItsWay{keyID: n.keyID, version: n.version}, struct{}{})
+	}
+	return err
 }
 
 // note records in a key's history what verification saw.
@@ -413,9 +420,54 @@ func (w *watcher) flushLast(ctx context.Context) error {
 	return w.flushUse(ctx)
 }
 
+// tellFirsts tells of first uses before the pages have them and the notes, which
+// alone outlive a crash, are deleted. Where they were told already, as nearly
+// all were at once, it costs no storage but for keys that are not cached. A key
+// that fails is tried again by the next flush, and holds up no counts; an error
+// says that storage fails.
+func (w *watcher) tellFirsts(ctx context.Context) error {
+	var ones []onItsWay
+	for _, f := range w.engine.keeper.Book.Noted() {
+		ones = append(ones, onItsWay{keyID: f.KeyID, version: f.Version})
+	}
+	row := 0
+	for _, one := range append(ones, w.untold.Keys()...) {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		err := w.tellFirst(ctx, one)
+		if err == nil || errors.Is(err, store.ErrDamaged) {
+			w.untold.Remove(one)
+			row = 0
+			continue
+		}
+		w.untold.Add(one, struct{}{})
+		if row++; row == maxUntold {
+			return err
+		}
+		w.engine.keeper.Logger.Warn("a first use cannot be told yet", "key_id", one.keyID, "error", err)
+	}
+	return nil
+}
+
+// tellFirst tells of the first use of a version, if nobody did.
+func (w *watcher) tellFirst(ctx context.Context, one onItsWay) error {
+	k, err := w.engine.store.Key(ctx, one.keyID)
+	if err != nil || k == nil || !k.Deleted.IsZero() || k.Leased() {
+		return err
+	}
+	if v, ok := k.Version(one.version); !ok || !v.FirstUsedTime.IsZero() {
+		return nil
+	}
+	return w.note(ctx, notice{keyID: one.keyID, version: one.version, first: true})
+}
+
 // flushUse stores what was counted.
 func (w *watcher) flushUse(ctx context.Context) error {
 	book := w.engine.keeper.Book
+	if err := w.tellFirsts(ctx); err != nil {
+		return err
+	}
 	// Reports are noted before the counts: a crash between loses counts, and
 	// never counts twice.
 	data, err := book.Reports.Encode()

@@ -65,6 +65,10 @@ func (b *Book) Insist(ctx context.Context, firsts ...*First) error {
 	return b.note(ctx, b.unknown(firsts))
 }
 
+// Noted names each version of a key that was first used from somewhere since
+// its page was stored, also where a crash has left only that behind.
+func (b *Book) Noted() []First { return b.notes.versions() }
+
 // unknown are those of firsts of which it is not known that storage has them.
 func (b *Book) unknown(firsts []*First) []*First {
 	var unknown []*First

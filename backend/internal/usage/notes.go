@@ -263,6 +263,23 @@ func (n *notes) isGone(keyID string) bool { return n.gone.Contains(keyID) }
 // of returns the uses of a key that no page has.
 func (n *notes) of(keyID string) []First { return n.noted(keyID, false) }
 
+// versions names each version of a key that has uses which no page has, by one
+// of them.
+func (n *notes) versions() []First {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var all []First
+	for id, uses := range n.uses {
+		own := len(all)
+		for _, u := range uses {
+			if !slices.ContainsFunc(all[own:], func(f First) bool { return f.Version == u.version }) {
+				all = append(all, u.first(id))
+			}
+		}
+	}
+	return all
+}
+
 // closedOf returns those uses of a key that were noted before the flush began.
 func (n *notes) closedOf(keyID string) []First { return n.noted(keyID, true) }
 

@@ -81,6 +81,9 @@ type claimEntry struct {
 	Redeemed time.Time `json:"redeemed,omitzero"`
 	// Redemption is random and tells redemptions apart.
 	Redemption string `json:"redemption,omitempty"`
+	// Untold says that the redemption may not have been told yet. Such a claim
+	// is filed with the ends of claims, for Sweep to find.
+	Untold bool `json:"untold,omitempty"`
 	// Sealed is gone with the redemption, and soon after the end.
 	Sealed Sealed `json:"sealed,omitempty"`
 
@@ -109,6 +112,9 @@ func (c *claimEntry) claim() Claim {
 	return Claim{KeyID: c.KeyID, Version: c.Version, Hook: c.Hook, EventID: c.EventID, Expires: c.Expires, Redeemed: c.Redeemed, Sealed: c.Sealed}
 }
 
+// MessageID is the webhook-id of the message that carried the code.
+func (c Claim) MessageID() string { return messageID(c.EventID) }
+
 // Claims issues codes and redeems each once. It is safe for concurrent use.
 //
 // A code is "claim_<day>_" and 256 bits: the HMAC-SHA-256 of the event's id
@@ -118,7 +124,10 @@ type Claims struct {
 	storage ClaimStorage
 	clock   clock.Clock
 	rand    io.Reader
-	locks   [claimLocks]sync.Mutex
+	// OnRedeemed, where set before first use, tells of a redemption again that
+	// whoever redeemed may not have told of. It must do so once for each claim.
+	OnRedeemed func(ctx context.Context, claim Claim) error
+	locks      [claimLocks]sync.Mutex
 	// unsure holds redemptions whose write failed: it may have taken effect,
 	// but nobody was given the key.
 	unsure *lru.Cache[string, redemption]
@@ -276,7 +285,8 @@ func (c *Claims) Peek(ctx context.Context, code string) (Claim, error) {
 // ErrClaimReused, which is for the caller to raise an alarm and not to answer
 // with. Any other code is ErrClaim. The redemption is written before it is
 // returned: a crash in between leaves the code used up. A redemption whose
-// write failed does not count.
+// write failed does not count. It is for the caller to tell of it, and to call
+// Told then: else Sweep has OnRedeemed tell, soon.
 func (c *Claims) Redeem(ctx context.Context, code string) (Claim, error) {
 	path, ok := parseCode(code)
 	if !ok {
@@ -297,8 +307,11 @@ func (c *Claims) Redeem(ctx context.Context, code string) (Claim, error) {
 	if _, err := io.ReadFull(c.rand, mark); err != nil {
 		return Claim{}, fmt.Errorf("redeem a claim: %w", err)
 	}
-	sealed := entry.Sealed
-	entry.Redeemed, entry.Redemption, entry.Sealed = c.clock.Now().UTC().Truncate(time.Millisecond), hex.EncodeToString(mark), nil
+	sealed, now := entry.Sealed, c.clock.Now().UTC().Truncate(time.Millisecond)
+	if err := c.noteEnd(ctx, path, now); err != nil {
+		return Claim{}, fmt.Errorf("redeem a claim: %w", err)
+	}
+	entry.Redeemed, entry.Redemption, entry.Sealed, entry.Untold = now, hex.EncodeToString(mark), nil, true
 	if err := c.put(ctx, path, entry); err != nil {
 		c.unsure.Add(path.digest, redemption{entry.Redemption, sealed})
 		return Claim{}, fmt.Errorf("redeem a claim: %w", err)
@@ -306,6 +319,24 @@ func (c *Claims) Redeem(ctx context.Context, code string) (Claim, error) {
 	c.unsure.Remove(path.digest)
 	entry.Sealed = sealed
 	return entry.claim(), nil
+}
+
+// Told notes that the redemption of a code was told.
+func (c *Claims) Told(ctx context.Context, code string) error {
+	path, ok := parseCode(code)
+	if !ok {
+		return nil
+	}
+	defer c.lock(path)()
+	entry, err := c.get(ctx, path)
+	if err == nil && entry != nil && entry.Untold {
+		entry.Untold = false
+		err = c.put(ctx, path, entry)
+	}
+	if err != nil {
+		return fmt.Errorf("note that a redemption was told: %w", err)
+	}
+	return nil
 }
 
 // find returns the claim at path if it can be redeemed, and whether a

@@ -17,7 +17,8 @@ import (
 // A claim may hold the only copy of a key, encrypted. It is removed when the
 // claim is redeemed, in the same write, and after its life. To find the latter
 // without a look at all claims, each is filed under the minute of its end
-// before it is written. What is filed and needs nothing is harmless.
+// before it is written. What is filed and needs nothing is harmless. A claim that
+// is redeemed is filed again, under the present minute, until that was told.
 
 // endMinute is the minute in which a claim that expires at t is looked at.
 func endMinute(t time.Time) int64 { return (t.Unix() + 59) / 60 }
@@ -36,7 +37,7 @@ func (c *Claims) noteEnd(ctx context.Context, p claimPath, end time.Time) error 
 	return nil
 }
 
-// sweepEnds removes the keys of claims whose life is over. One that fails keeps
+// sweepEnds removes the keys of claims whose life is over, and tells of redemptions. One that fails keeps
 // its minute, for the next call, and holds up no other.
 func (c *Claims) sweepEnds(ctx context.Context) error {
 	minutes, err := c.overdueEnds(ctx)
@@ -126,8 +127,9 @@ func (c *Claims) overdueEnds(ctx context.Context) ([]int64, error) {
 	return due, nil
 }
 
-// end removes the key of the claim that is filed as name, if its life is over.
-// One that cannot be read is deleted: its code is then unknown.
+// end removes the key of the claim that is filed as name, if its life is over,
+// and has a redemption told that may not have been. A claim that cannot be read
+// is deleted: its code is then unknown.
 func (c *Claims) end(ctx context.Context, name string) error {
 	day, id, ok := strings.Cut(name, ".")
 	if !ok || len(id) != claimIDLength {
@@ -151,10 +153,19 @@ func (c *Claims) end(ctx context.Context, name string) error {
 		}
 		return nil
 	}
-	if len(entry.Sealed) == 0 || c.clock.Now().Before(entry.Expires) {
+	over := len(entry.Sealed) > 0 && !c.clock.Now().Before(entry.Expires)
+	if !over && !entry.Untold {
 		return nil
 	}
-	entry.Sealed = nil
+	if over {
+		entry.Sealed = nil
+	}
+	if entry.Untold && c.OnRedeemed != nil {
+		if err := c.OnRedeemed(ctx, entry.claim()); err != nil {
+			return fmt.Errorf("tell of the redemption of a claim: %w", err)
+		}
+	}
+	entry.Untold = false
 	if err := c.put(ctx, claimPath{day: day, id: id}, entry); err != nil {
 		return fmt.Errorf("write a claim: %w", err)
 	}
