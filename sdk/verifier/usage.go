@@ -424,6 +424,18 @@ func (u *usage) total() total {
 	return total{u.counted, u.counted - u.fetched, u.unreported, u.lost}
 }
 
+// left is how many kinds of use are not reported, and how many uses.
+func (u *usage) left() (kinds int, uses uint64) {
+	u.collect()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	kinds = len(u.pending)
+	for i := range u.unsent {
+		kinds += len(u.unsent[i].Entries)
+	}
+	return kinds, u.unreported
+}
+
 // gather takes in what was counted until ctx ends: at once where there is much,
 // and now and then, since the cache hears of uses by that. It waits for no
 // report: what waits to be taken in keeps its entries alive.

@@ -3,9 +3,13 @@
 package verifier_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -487,8 +491,92 @@ type slowReports struct {
 }
 
 func (s slowReports) Report(ctx context.Context, r verifier.Report) (verifier.ReportAnswer, error) {
-	time.Sleep(s.takes)
-	return s.engine.Report(ctx, r)
+	select {
+	case <-time.After(s.takes):
+		return s.engine.Report(ctx, r)
+	case <-ctx.Done():
+		return verifier.ReportAnswer{}, ctx.Err()
+	}
+}
+
+// TestWhatCannotBeReportedAtTheEndIsLogged: the last report has the time of one
+// request, whatever the number of its parts.
+func TestWhatCannotBeReportedAtTheEndIsLogged(t *testing.T) {
+	for name, c := range map[string]struct {
+		takes time.Duration // each part
+		pause time.Duration // in which a report is due
+		told  string
+	}{
+		"all in time": {takes: 500 * time.Millisecond},
+		"some":        {takes: 1500 * time.Millisecond, told: "kinds=1500 uses=3000"},
+		"none":        {takes: time.Hour, pause: 15 * time.Second, told: "kinds=2500 uses=5000"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				e := newEngine()
+				var keys []string
+				for range 2500 {
+					_, apiKey := e.key(t)
+					keys = append(keys, apiKey)
+				}
+				var logged bytes.Buffer
+				v := start(t, e, func(config *verifier.Config) {
+					config.Engine, config.FirstFill = slowReports{e, c.takes}, true
+					config.Logger = slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelWarn}))
+				})
+				time.Sleep(poll)
+				for i, apiKey := range keys {
+					if i == len(keys)/2 {
+						time.Sleep(c.pause)
+					}
+					v.accepts(apiKey)
+					v.accepts(apiKey)
+				}
+				v.stop()
+				const lost = "not all use could be reported"
+				if n := strings.Count(logged.String(), lost); (n > 0) != (c.told != "") || n > 1 || !strings.Contains(logged.String(), c.told) {
+					t.Errorf("logged, want %q once:\n%s", c.told, logged.String())
+				}
+				if slices.ContainsFunc(keys, func(apiKey string) bool { return strings.Contains(logged.String(), apiKey) }) {
+					t.Error("a key was logged")
+				}
+			})
+		})
+	}
+}
+
+// TestCloseReportsWhatIsLeft, in the time that it has, also where it ends Run.
+func TestCloseReportsWhatIsLeft(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		_, apiKey := e.key(t)
+		var logged bytes.Buffer
+		v, err := verifier.New(verifier.Config{
+			Engine: slowReports{e, time.Minute}, Name: "edge-1", Source: "eu", RequestTimeout: time.Hour,
+			Logger: slog.New(slog.NewTextHandler(&logged, nil)),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ran := make(chan error, 1)
+		go func() { ran <- v.Run(t.Context()) }()
+		synctest.Wait()
+		if r, err := v.Verify(t.Context(), apiKey, verifier.Check{}); r.Verdict != verifier.Accepted {
+			t.Fatalf("%s %v", r.Verdict, err)
+		}
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		if err := v.Close(ctx); err != nil || time.Since(began) != time.Minute {
+			t.Errorf("Close took %s: %v", time.Since(began), err)
+		}
+		if err := <-ran; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run ended with %v", err)
+		}
+		if len(e.reports) != 1 || logged.Len() > 0 {
+			t.Errorf("%d reports, logged %s", len(e.reports), logged.String())
+		}
+	})
 }
 
 // TestCountersAreTakenInWhileAReportIsUnderWay: until then they keep the entries

@@ -159,7 +159,8 @@ func (c Config) withDefaults() (Config, error) {
 }
 
 // Run follows the feed and reports use until ctx ends, then reports what is
-// left. Without it every key is asked for each time.
+// left, for as long as RequestTimeout, and logs what it could not. Where Close
+// ends it, that is left to Close. Without Run every key is asked for each time.
 func (v *Verifier) Run(ctx context.Context) error {
 	if v.running.Swap(true) {
 		return errors.New("the verifier runs already")
@@ -177,10 +178,19 @@ func (v *Verifier) Run(ctx context.Context) error {
 		group.Go(func() error { v.fill(running); return nil })
 	}
 	_ = group.Wait() // they end with ctx, and have no errors
+	if v.life.Err() == nil {
+		v.reportLast(ctx)
+	}
+	return context.Cause(ctx)
+}
+
+func (v *Verifier) reportLast(ctx context.Context) {
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.config.RequestTimeout)
 	defer cancel()
-	v.usage.report(last)
-	return context.Cause(ctx)
+	if !v.usage.report(last) {
+		kinds, uses := v.usage.left()
+		v.log.Warn("not all use could be reported at the end; it is lost, unless Close still reports it", "kinds", kinds, "uses", uses)
+	}
 }
 
 // Close ends what runs, and reports what is left in the time that ctx has. The
