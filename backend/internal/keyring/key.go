@@ -420,6 +420,16 @@ func (k *Key) boundOwed() {
 	}
 }
 
+// OwesMuch tells whether a key owes a quarter of what it may: whoever copies them
+// does not keep up with those who make them.
+func (k *Key) OwesMuch() bool {
+	size := 0
+	for i := range k.Owed {
+		size += k.Owed[i].size()
+	}
+	return len(k.Owed) >= OwedLimit/4 || size >= OwedBytes/4
+}
+
 // handsOver tells whether the event is how a version's Handover leaves: it is
 // never dropped.
 func (k *Key) handsOver(e *Event) bool {

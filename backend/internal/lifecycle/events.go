@@ -127,6 +127,25 @@ func (kp *Keeper) CopyOwed(ctx context.Context, id string) error {
 	return kp.Store.CommitKey(ctx, k, next, kp.due(ctx, next, r, k.Now(kp.Store.Now())))
 }
 
+// pay has who changes a key that owes much wait until it is copied: where changes
+// come faster than they can be told, they are slowed down, and none is left out.
+// It comes after the change, so that it holds no revocation up. What cannot be
+// copied stays owed.
+func (kp *Keeper) pay(ctx context.Context, k *keyring.Key, r *role.Role, now time.Time) *keyring.Key {
+	if kp.Outbox == nil || !kp.Outbox.Wanted() || !k.OwesMuch() {
+		return k
+	}
+	told, err := kp.copyOwed(ctx, k)
+	if err == nil {
+		err = kp.Store.CommitKey(ctx, k, told, kp.due(ctx, told, r, now))
+	}
+	if err != nil {
+		kp.Logger.Debug("the events of a key cannot be told yet", "key_id", k.ID, "owed", len(k.Owed), "error", err)
+		return k
+	}
+	return told
+}
+
 // finishDelete copies what a tombstone still owes before it is removed.
 func (kp *Keeper) finishDelete(ctx context.Context, tomb *keyring.Key) error {
 	told, err := kp.copyOwed(ctx, tomb)

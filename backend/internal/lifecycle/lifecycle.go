@@ -248,7 +248,7 @@ func (kp *Keeper) Update(ctx context.Context, id string, change Change) (before,
 	if err := kp.commit(ctx, before, after, r, now); err != nil {
 		return before, nil, r, err
 	}
-	return before, after, r, nil
+	return before, kp.pay(ctx, after, r, now), r, nil
 }
 
 func (kp *Keeper) commit(ctx context.Context, before, after *keyring.Key, r *role.Role, now time.Time) error {

@@ -140,6 +140,35 @@ func TestTheLastTransitionsAreToldWhereMoreIsOwedThanFits(t *testing.T) {
 	}
 }
 
+// TestWhoChangesAKeyFasterThanItIsToldPays: nobody copies what is owed but those
+// who make it, and nothing is dropped.
+func TestWhoChangesAKeyFasterThanItIsToldPays(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	o := &outbox{}
+	w.keeper.Outbox = o
+	id := w.create(lifecycle.Spec{Name: "client"}).Key.ID
+	for range 3 * keyring.OwedLimit {
+		if err := w.keeper.Emit(t.Context(), id, "test", func(k *keyring.Key, _ *role.Role, c keyring.Cause) bool {
+			k.Record(c, keyring.EventAnomalyDetected, 1, "")
+			return true
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k := w.key(id)
+	if len(k.Owed) > keyring.OwedLimit/2 {
+		t.Errorf("%d events are owed", len(k.Owed))
+	}
+	if told := uint64(len(o.told)); o.dropped != 0 || k.OwedDropped != 0 || told+uint64(len(k.Owed)) != k.EventSeq {
+		t.Errorf("%d are told, %d owed, %d dropped of %d", told, len(k.Owed), o.dropped+k.OwedDropped, k.EventSeq)
+	}
+	if most := int(k.EventSeq) / 10; o.tried > most {
+		t.Errorf("they were copied %d times, want at most %d", o.tried, most)
+	}
+	w.check()
+}
+
 // TestADeletionIsToldOnceItCanBe: the tombstone waits, and the name is free.
 func TestADeletionIsToldOnceItCanBe(t *testing.T) {
 	t.Parallel()
