@@ -55,7 +55,9 @@ func (w *world) make(ctx context.Context, k *key, c change) {
 			w.t.Errorf("%s of %s: %v", c.what, k.name, err)
 		}
 		op.Unknown()
-	case a.refused() && attempts == 1:
+	case a.refused() && attempts == 1 && !w.struckSince(a.sent):
+		// Else Vault may have lost its plugin after that had done it, and asked
+		// the next one again.
 		op.Refused()
 		w.ops.add(c.what + ", not allowed")
 		return

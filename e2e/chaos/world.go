@@ -405,6 +405,13 @@ func (w *world) observe(ctx context.Context, k *key) (keyInfo, error) {
 	return info, nil
 }
 
+// struckSince tells whether a fault has been on since then.
+func (w *world) struckSince(then time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.struck || w.calm.After(then)
+}
+
 // errOver says that the run is over.
 var errOver = errors.New("the run is over")
 

@@ -35,6 +35,7 @@ type Events struct {
 type told struct {
 	events []Told
 	bodies map[int][]byte
+	last   int // the greatest number so far
 }
 
 // mayDiffer are the fields of an event's data that show the key as it is when
@@ -86,9 +87,10 @@ func (e *Events) Take(keyID string, seq int, what Told, body []byte, at time.Tim
 		}
 		return
 	}
-	if want := len(k.events) + 1; seq != want {
+	if want := k.last + 1; seq != want {
 		e.wrong = append(e.wrong, Violation{WrongEvent, keyID, 0, at, fmt.Sprintf("event %d (%s) came where %d was to come", seq, what.Type, want)})
 	}
+	k.last = max(k.last, seq)
 	k.bodies[seq] = slices.Clone(body)
 	k.events = append(k.events, what)
 	e.total++
