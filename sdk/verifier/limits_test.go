@@ -45,6 +45,33 @@ func TestGuessesAtAKnownIDAreLimitedAndHoldNoHolderUp(t *testing.T) {
 	})
 }
 
+// TestWhoHoldsAVersionMadeAMomentAgoIsNoGuesser: what is cached of the key does
+// not know it yet.
+func TestWhoHoldsAVersionMadeAMomentAgoIsNoGuesser(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		v := start(t, e, rates(1000, 10))
+		synctest.Wait()
+		admin := verifier.Check{Scopes: []string{"admin"}}
+		var id, apiKey string
+		for range 15 {
+			id, apiKey = e.key(t)
+			v.accepts(apiKey)
+			v.refuses(record.CodeInsufficientScope, e.rotate(t, id, time.Hour), admin)
+		}
+		for range 20 {
+			v.refuses(record.CodeNotFound, newToken(t, id))
+		}
+		v.unavailable(newToken(t, id))
+		for range 5 {
+			v.refuses(record.CodeInsufficientScope, apiKey, admin)
+		}
+		if r := v.verify(apiKey, admin); r.Verdict != verifier.Unavailable {
+			t.Errorf("%s beyond the limit", r.Verdict)
+		}
+	})
+}
+
 func TestRefusalsOfHoldersAreLimited(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		e := newEngine()

@@ -201,6 +201,14 @@ func (f *fare) pay(b *budget, now mono) bool {
 	return true
 }
 
+// change has another budget pay what one has, if it can.
+func (f *fare) change(from, to *budget, now mono) {
+	if slices.Contains(*f, from) && f.pay(to, now) {
+		from.give()
+		*f = slices.DeleteFunc(*f, func(b *budget) bool { return b == from })
+	}
+}
+
 // refund is for requests that are accepted: they cost nothing, so that a start
 // with an empty cache is not held up.
 func (f *fare) refund() {

@@ -163,6 +163,8 @@ func (v *Verifier) ask(ctx context.Context, p *presented, cached *entry, importe
 		case missing:
 		case found:
 			if version := f.record.Find(p.digest); version != nil {
+				// It was no guess, but a version made a moment ago.
+				p.paid.change(&v.budgets.guessers, &v.budgets.holders, v.now())
 				return v.judge(ctx, f, version, p)
 			}
 			noSuchID = false
