@@ -5,6 +5,7 @@ package usage
 import (
 	"context"
 	"errors"
+	"hash/maphash"
 	"maps"
 	"slices"
 	"strconv"
@@ -84,6 +85,9 @@ type Book struct {
 	Deleted func(ctx context.Context, keyID string) bool
 	// judged is the last hour that was given to OnHour, by page.
 	judged map[string]int64
+	// trimmed is the first hour that was kept when all keys of a page were last
+	// trimmed, by page.
+	trimmed map[string]int64
 }
 
 // attempt is a write of a page of which is not known whether it was stored.
@@ -102,7 +106,7 @@ func NewBook(t *Tracker, pages, notes PageStore, c clock.Clock, logger hclog.Log
 		tracker: t, pages: pages, clock: c, logger: logger, paging: make(turn, 1),
 		outlines: newOutlines(), loading: flights{named: map[string]*flight{}}, loads: make(turn, maxLoads),
 		retention: 168 * time.Hour, forgotten: map[string]struct{}{},
-		unsure: map[string]attempt{}, Reports: NewReports(nil, time.Time{}), judged: map[string]int64{},
+		unsure: map[string]attempt{}, Reports: NewReports(nil, time.Time{}), judged: map[string]int64{}, trimmed: map[string]int64{},
 	}
 	b.notes = newNotes(t, notes, logger, func() {
 		if b.OnFull != nil {
@@ -195,11 +199,8 @@ func (b *Book) recoverSoon(ctx context.Context) {
 
 // settle drops the notes of what pages have by now.
 func (b *Book) settle() {
-	b.notes.forget(func(f *First) bool { return b.outlined(f.KeyID).has(b.tracker.seed, f) })
+	b.notes.forget(func(f *First) bool { return b.outlined(f.KeyID).knows(b.tracker.seed, f) })
 }
-
-// learn remembers what a page has that is stored.
-func (b *Book) learn(name string, p *page) { b.outlines.Add(name, outlineOf(b.tracker.seed, p)) }
 
 // list replaces what is known of the pages that there are; nil has them listed
 // anew.
@@ -227,7 +228,7 @@ func (b *Book) begin(ctx context.Context, retention time.Duration) error {
 	}
 	failed := 0
 	for _, name := range slices.Sorted(maps.Keys(b.unsure)) {
-		if _, err := b.load(ctx, name); err != nil && !errors.Is(err, errDamaged) {
+		if _, err := b.fetch(ctx, name); err != nil {
 			// It stays unsure: whoever flushes that page looks again.
 			if failed++; failed == maxFailed {
 				return err
@@ -298,43 +299,55 @@ func (b *Book) flushPage(ctx context.Context, w *work, now time.Time) (writes in
 	if b.known == nil {
 		return 0, nil, nil // to be listed anew: the next flush goes on
 	}
-	p, err := b.load(ctx, w.name)
+	p, outline, err := b.loadOutlined(ctx, w.name)
 	if err != nil {
 		return 0, nil, err
 	}
 	oldest := b.oldest(now)
-	p.trim(oldest)
+	if b.trimmed[w.name] < oldest.hours {
+		p.trim(oldest) // as much as a full decoding, so once an hour
+	}
 	changed := false
 	for _, id := range w.deleted {
-		if _, on := p.Keys[id]; on {
-			delete(p.Keys, id)
+		if _, on := p.keys[id]; on {
+			k, _ := p.key(id)
+			outline.changes(id, k)
+			delete(p.keys, id)
 			changed = true
 		}
 	}
 	taken := map[string]delta{}
+	var damaged error
 	size := p.size()
 	for i, id := range w.dirty {
 		if size >= fullSize {
 			rest, changed = w.dirty[i:], true // to be split
 			break
 		}
-		d := b.toAdd(ctx, p, id)
+		k, err := p.key(id)
+		if err != nil {
+			damaged = err // its counts stay in memory
+			continue
+		}
+		d := b.toAdd(ctx, k, id)
 		if len(d) == 0 {
 			continue
 		}
 		taken[id], changed = d, true
 		if used := d.accepted(); b.OnUse != nil && len(used) > 0 {
-			b.OnUse(id, p.Keys[id].stored, used)
+			b.OnUse(id, k.stored, used)
 		}
-		size -= p.Keys[id].size()
+		size -= p.sizeOf(id)
+		outline.changes(id, k)
 		p.add(id, d, oldest)
-		size += p.Keys[id].size()
+		size += p.sizeOf(id)
 	}
 	if changed {
-		if writes, err = b.save(ctx, w.name, p, taken); err != nil {
+		if writes, err = b.save(ctx, w.name, p, outline, taken); err != nil {
 			return writes, nil, err
 		}
 		b.last = w.name
+		b.trimmed[w.name] = oldest.hours
 	}
 	b.mu.Lock()
 	for _, id := range w.deleted {
@@ -342,17 +355,17 @@ func (b *Book) flushPage(ctx context.Context, w *work, now time.Time) (writes in
 	}
 	b.mu.Unlock()
 	b.judgeHour(w.name, p, now)
-	return writes, rest, nil
+	return writes, rest, damaged
 }
 
-// toAdd returns what is to be added to the page of a key: what was counted, and
+// toAdd returns what is to be added to a key on its page: what was counted, and
 // of first uses that were noted those that are neither counted nor on the page.
-func (b *Book) toAdd(ctx context.Context, p *page, id string) delta {
+func (b *Book) toAdd(ctx context.Context, k *keyPage, id string) delta {
 	d := b.tracker.take(id)
 	if b.notes.isGone(id) {
 		return nil // it was used while it was deleted
 	}
-	missing := p.Keys[id].missing(d, b.notes.closedOf(id))
+	missing := k.missing(d, b.notes.closedOf(id))
 	if len(missing) == 0 {
 		return d
 	}
@@ -385,20 +398,21 @@ func (b *Book) judgeHour(name string, p *page, now time.Time) {
 	if !judgedBefore {
 		return // the process has not seen the whole of that hour
 	}
-	for id, k := range p.Keys {
+	p.each(func(id string, k *keyPage) bool {
 		if before, count := k.hours(last); len(before) > 0 {
 			b.OnHour(id, before, time.Unix((last+1)*3600, 0).UTC(), count)
 		}
-	}
+		return false
+	})
 }
 
 // save writes a page, or its halves where it has grown too large, and returns
 // how many pages it wrote. Until the page itself is removed it is what holds,
 // and halves beside it do not: a crash between loses only what was taken.
-func (b *Book) save(ctx context.Context, name string, p *page, taken map[string]delta) (writes int, err error) {
-	p.Serial++
+func (b *Book) save(ctx context.Context, name string, p *page, outline *changing, taken map[string]delta) (writes int, err error) {
+	p.serial++
 	data, err := encodePage(p)
-	if err == nil && (len(data) > splitSize || p.size() >= fullSize) && len(name) < maxDepth && len(p.Keys) > 1 && b.known.has(name) {
+	if err == nil && (len(data) > splitSize || p.size() >= fullSize) && len(name) < maxDepth && len(p.keys) > 1 && b.known.has(name) {
 		return b.split(ctx, name, p, taken)
 	}
 	if err == nil {
@@ -408,21 +422,22 @@ func (b *Book) save(ctx context.Context, name string, p *page, taken map[string]
 				known[name] = struct{}{}
 				b.list(known)
 			}
-			b.learn(name, p)
+			b.outlines.Add(name, outline.done(p, data))
 			return 1, nil
 		}
 	}
-	b.unsure[name] = attempt{serial: p.Serial, taken: taken}
+	b.unsure[name] = attempt{serial: p.serial, taken: taken}
 	return 1, err
 }
 
 func (b *Book) split(ctx context.Context, name string, p *page, taken map[string]delta) (writes int, err error) {
 	halves := p.split(name)
+	stored := map[string][]byte{}
 	for _, half := range slices.Sorted(maps.Keys(halves)) {
-		data, err := encodePage(halves[half])
+		stored[half], err = encodePage(halves[half])
 		if err == nil {
 			writes++
-			err = b.pages.PutPage(ctx, half, data)
+			err = b.pages.PutPage(ctx, half, stored[half])
 		}
 		if err != nil {
 			b.tracker.putBackAll(taken) // the page stands as it was
@@ -438,12 +453,13 @@ func (b *Book) split(ctx context.Context, name string, p *page, taken map[string
 	known := maps.Clone(b.known)
 	for half, p := range halves {
 		known[half] = struct{}{}
-		b.learn(half, p)
+		b.outlines.Add(half, outlineOf(b.tracker.seed, p, stored[half]))
 	}
 	delete(known, name)
 	b.list(known)
 	b.outlines.Remove(name)
 	delete(b.judged, name)
+	delete(b.trimmed, name)
 	return writes, nil
 }
 
@@ -499,25 +515,40 @@ func (d directory) has(name string) bool {
 	return ok
 }
 
-// load reads a page, and settles whether a write of it that failed was stored.
-func (b *Book) load(ctx context.Context, name string) (*page, error) {
+// fetch reads a page as it is stored, and settles whether a write of it that
+// failed was stored.
+func (b *Book) fetch(ctx context.Context, name string) ([]byte, error) {
 	data, err := b.pages.GetPage(ctx, name)
 	if err != nil {
 		return nil, err
 	}
+	if a, unsure := b.unsure[name]; unsure && !a.split {
+		delete(b.unsure, name)
+		if p, err := decodePage(data); err != nil || p.serial != a.serial {
+			b.tracker.putBackAll(a.taken)
+		}
+	}
+	return data, nil
+}
+
+// loadOutlined reads a page that is to be changed. Its outline is made only where
+// the one that is known is of something else.
+func (b *Book) loadOutlined(ctx context.Context, name string) (*page, *changing, error) {
+	data, err := b.fetch(ctx, name)
+	if err != nil {
+		return nil, nil, err
+	}
 	p, err := decodePage(data)
-	a, unsure := b.unsure[name]
-	if err == nil {
-		b.learn(name, p)
+	if err != nil {
+		return nil, nil, err
 	}
-	if !unsure || a.split {
-		return p, err
+	seed := b.tracker.seed
+	o, known := b.outlines.Get(name)
+	if !known || o.of != maphash.Bytes(seed, data) {
+		o = outlineOf(seed, p, data)
+		b.outlines.Add(name, o)
 	}
-	delete(b.unsure, name)
-	if err != nil || p.Serial != a.serial {
-		b.tracker.putBackAll(a.taken)
-	}
-	return p, err
+	return p, &changing{seed: seed, old: o}, nil
 }
 
 // Forget removes a deleted key from its page at the next flush.
@@ -540,34 +571,37 @@ func (b *Book) Read(ctx context.Context, keyID string, now time.Time) (map[int]V
 
 // read is Read, and the number up to which versions had to make room.
 func (b *Book) read(ctx context.Context, keyID string, now time.Time) (use map[int]Version, lost int, err error) {
-	if err := b.paging.take(ctx); err != nil {
-		return nil, 0, err
-	}
-	defer b.paging.give()
-	if err := b.open(ctx); err != nil {
-		return nil, 0, err
-	}
-	p, err := b.load(ctx, b.known.of(keyID))
+	at, err := b.look(ctx, keyID, now)
 	if err != nil {
 		return nil, 0, err
 	}
-	use = map[int]Version{}
-	if k := p.Keys[keyID]; k != nil {
+	p, err := decodePage(at.page)
+	if err != nil {
+		return nil, 0, err
+	}
+	k, err := p.key(keyID)
+	if err != nil {
+		return nil, 0, err
+	}
+	use = at.live
+	of := func(number int) Version {
+		if v, ok := use[number]; ok {
+			return v
+		}
+		return Version{Sources: map[string]Source{}}
+	}
+	if k != nil {
 		lost = k.Lost
 		for number, sources := range k.Versions {
-			v := Version{Sources: map[string]Source{}}
+			v := of(number)
 			for name, s := range sources {
 				v.add(name, Source{Count: s.Count, Refused: s.Refused, Stale: s.Stale, LastUsed: s.lastUsed(), Hours: slots(s.Hours)})
 			}
 			use[number] = v
 		}
 	}
-	b.tracker.addLive(keyID, use, now)
-	for _, f := range b.notes.of(keyID) {
-		v, ok := use[f.Version]
-		if !ok {
-			v = Version{Sources: map[string]Source{}}
-		}
+	for _, f := range at.noted {
+		v := of(f.Version)
 		if v.Sources[f.Source].Count == 0 {
 			v.add(f.Source, Source{Count: 1, LastUsed: f.At})
 		}
@@ -575,10 +609,36 @@ func (b *Book) read(ctx context.Context, keyID string, now time.Time) (use map[i
 	}
 	for _, v := range use {
 		for _, s := range v.Sources {
-			dropHours(s.Hours, b.oldest(now).hours)
+			dropHours(s.Hours, at.oldest)
 		}
 	}
 	return use, lost, nil
+}
+
+// looked is what is known of a key at a moment at which no flush moves any of it.
+type looked struct {
+	page   []byte
+	live   map[int]Version
+	noted  []First
+	oldest int64
+}
+
+// look reads the page of a key, which is for others to decode: a flush waits for it.
+func (b *Book) look(ctx context.Context, keyID string, now time.Time) (looked, error) {
+	if err := b.paging.take(ctx); err != nil {
+		return looked{}, err
+	}
+	defer b.paging.give()
+	if err := b.open(ctx); err != nil {
+		return looked{}, err
+	}
+	data, err := b.fetch(ctx, b.known.of(keyID))
+	if err != nil {
+		return looked{}, err
+	}
+	at := looked{page: data, live: map[int]Version{}, noted: b.notes.of(keyID), oldest: b.oldest(now).hours}
+	b.tracker.addLive(keyID, at.live, now)
+	return at, nil
 }
 
 // Live returns what memory alone knows of the use of a key by version.

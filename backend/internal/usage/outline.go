@@ -5,6 +5,8 @@ package usage
 import (
 	"context"
 	"hash/maphash"
+	"maps"
+	"math"
 	"slices"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -22,26 +24,86 @@ const (
 // outline is which versions of which keys a page knows to be used from where,
 // by sorted hashes.
 type outline struct {
+	// of is the hash of the page as it is stored.
+	of   uint64
 	uses []uint64
-	// lost is Lost of the keys that have it.
+	// lost is Lost of the keys that have it, and damagedKey of those that cannot
+	// be read.
 	lost map[string]int
 }
 
-func outlineOf(seed maphash.Seed, p *page) *outline {
-	o := &outline{}
-	for id, k := range p.Keys {
-		if k.Lost > 0 {
-			if o.lost == nil {
-				o.lost = map[string]int{}
+// damagedKey is above the number of any version.
+const damagedKey = math.MaxInt
+
+func outlineOf(seed maphash.Seed, p *page, stored []byte) *outline {
+	o := &outline{of: maphash.Bytes(seed, stored)}
+	for id, on := range p.keys {
+		k := on.key
+		if k == nil {
+			var err error
+			if k, err = decodeUses(on.stored); err != nil {
+				k = &keyPage{Lost: damagedKey}
 			}
-			o.lost[id] = k.Lost
 		}
-		for number, sources := range k.Versions {
-			for name, s := range sources {
-				if s.Count > 0 {
-					o.uses = append(o.uses, maphash.Comparable(seed, place{id, number, name}))
-				}
+		o.add(seed, id, k)
+	}
+	slices.Sort(o.uses)
+	o.uses = slices.Clip(o.uses)
+	return o
+}
+
+func (o *outline) add(seed maphash.Seed, id string, k *keyPage) {
+	o.uses = append(o.uses, usesOf(seed, id, k)...)
+	if k.Lost > 0 {
+		if o.lost == nil {
+			o.lost = map[string]int{}
+		}
+		o.lost[id] = k.Lost
+	}
+}
+
+func usesOf(seed maphash.Seed, id string, k *keyPage) []uint64 {
+	var uses []uint64
+	for number, sources := range k.Versions {
+		for name, s := range sources {
+			if s.Count > 0 {
+				uses = append(uses, maphash.Comparable(seed, place{id, number, name}))
 			}
+		}
+	}
+	return uses
+}
+
+// changing is an outline of a page that is about to change.
+type changing struct {
+	seed maphash.Seed
+	old  *outline
+	// before are the uses of the keys that change, as they were.
+	before []uint64
+	ids    []string
+}
+
+// changes notes a key, nil where it is new, before it changes.
+func (c *changing) changes(id string, k *keyPage) {
+	c.ids = append(c.ids, id)
+	if k != nil {
+		c.before = append(c.before, usesOf(c.seed, id, k)...)
+	}
+}
+
+// done returns the outline of the page as it is stored now.
+func (c *changing) done(p *page, stored []byte) *outline {
+	slices.Sort(c.before)
+	o := &outline{of: maphash.Bytes(c.seed, stored), lost: maps.Clone(c.old.lost)}
+	for _, use := range c.old.uses {
+		if _, gone := slices.BinarySearch(c.before, use); !gone {
+			o.uses = append(o.uses, use)
+		}
+	}
+	for _, id := range c.ids {
+		delete(o.lost, id)
+		if on := p.keys[id]; on != nil {
+			o.add(c.seed, id, on.key)
 		}
 	}
 	slices.Sort(o.uses)
@@ -61,6 +123,11 @@ func (o *outline) has(seed maphash.Seed, f *First) bool {
 		}
 	}
 	return f.Version <= o.lost[f.KeyID]
+}
+
+// knows is has, but not of a key that is damaged: what it had may come back.
+func (o *outline) knows(seed maphash.Seed, f *First) bool {
+	return o.has(seed, f) && o.lost[f.KeyID] != damagedKey
 }
 
 func newOutlines() *lru.Cache[string, *outline] {
@@ -128,6 +195,6 @@ func (b *Book) loadOutline(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	b.outlines.ContainsOrAdd(name, outlineOf(b.tracker.seed, p)) // what a flush has learned since is newer
+	b.outlines.ContainsOrAdd(name, outlineOf(b.tracker.seed, p, data)) // what a flush has learned since is newer
 	return nil
 }

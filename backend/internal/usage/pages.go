@@ -50,14 +50,24 @@ type PageStore interface {
 	ListPages(ctx context.Context) ([]string, error)
 }
 
-// page is what is stored of the use of some keys.
+// page is what is stored of the use of some keys. A key is decoded when it is
+// asked for, and one that does not change is stored as it was.
 type page struct {
-	Schema int `json:"schema"`
-	// Serial grows with each write of the page.
-	Serial uint64              `json:"serial,omitempty"`
-	Keys   map[string]*keyPage `json:"keys"`
-
+	// schema is the one that it was read with.
+	schema int
+	// serial grows with each write of the page.
+	serial uint64
+	keys   map[string]*onPage
+	// extra are the fields that this code does not know.
 	extra jsonkeep.Extra
+}
+
+// onPage is a key on a page.
+type onPage struct {
+	// stored is its JSON, nil where it has changed, and key what that says, nil
+	// where nobody has asked.
+	stored []byte
+	key    *keyPage
 }
 
 // keyPage is what is stored of one key, by version and source.
@@ -123,49 +133,126 @@ func halvesOf(name string) []string {
 	return []string{prefix + "0", prefix + "1"}
 }
 
+func newPage() *page { return &page{schema: pageSchema, keys: map[string]*onPage{}} }
+
+// decodePage reads a page, and leaves its keys as they are stored: what is wrong
+// with one of them is nothing to the others. The page refers to data.
 func decodePage(data []byte) (*page, error) {
-	p := &page{Schema: pageSchema, Keys: map[string]*keyPage{}}
+	p := newPage()
 	if data == nil {
 		return p, nil
 	}
-	if err := json.Unmarshal(data, p); err != nil {
+	p.schema = 0
+	err := members(data, func(name string, value []byte) error {
+		switch {
+		case name == "schema":
+			return json.Unmarshal(value, &p.schema)
+		case name == "serial":
+			return json.Unmarshal(value, &p.serial)
+		case name == "keys" && string(value) == "null":
+			return nil
+		case name == "keys":
+			return members(value, func(id string, value []byte) error {
+				if string(value) != "null" {
+					p.keys[id] = &onPage{stored: value}
+				}
+				return nil
+			})
+		}
+		return keepField(&p.extra, name, value)
+	})
+	if err != nil || p.schema < 1 || p.schema > pageSchema {
 		if newer := jsonkeep.CheckSchema(data, pageSchema); newer != nil && json.Valid(data) {
 			return nil, fmt.Errorf("%w: %w", errDamaged, newer)
 		}
 		return nil, errDamaged
 	}
-	if p.Keys == nil {
-		p.Keys = map[string]*keyPage{}
-	}
-	maps.DeleteFunc(p.Keys, func(_ string, k *keyPage) bool { return k == nil })
 	return p, nil
 }
 
+// encodePage returns what decodePage reads.
 func encodePage(p *page) ([]byte, error) {
-	p.Schema = pageSchema
-	data, err := json.Marshal(p)
-	if err != nil {
-		return nil, fmt.Errorf("encode a page of usage: %w", err)
+	data := make([]byte, 0, p.size()+256)
+	data = fmt.Appendf(data, `{"schema":%d,"serial":%d,"keys":{`, pageSchema, p.serial)
+	for i, id := range slices.Sorted(maps.Keys(p.keys)) {
+		stored := p.keys[id].stored
+		if stored == nil {
+			var err error
+			if stored, err = p.keys[id].key.encode(); err != nil {
+				return nil, err
+			}
+		}
+		if i > 0 {
+			data = append(data, ',')
+		}
+		data = append(appendName(data, id), stored...)
 	}
-	return data, nil
+	data = append(data, '}')
+	for _, name := range slices.Sorted(maps.Keys(p.extra)) {
+		data = append(appendName(append(data, ','), name), p.extra[name]...)
+	}
+	return append(data, '}'), nil
+}
+
+func appendName(data []byte, name string) []byte {
+	quoted, _ := json.Marshal(name) // a string has no error
+	return append(append(data, quoted...), ':')
+}
+
+// key returns what is stored of a key, nil where nothing is. It is read only,
+// unless changed is told.
+func (p *page) key(id string) (*keyPage, error) {
+	on := p.keys[id]
+	if on == nil {
+		return nil, nil
+	}
+	if on.key == nil {
+		k, err := decodeKey(on.stored)
+		if err != nil {
+			return nil, errDamaged
+		}
+		on.key = k
+	}
+	return on.key, nil
+}
+
+// each calls f with all keys but those that are damaged. Where f tells that it
+// has changed one, that is stored.
+func (p *page) each(f func(id string, k *keyPage) (changed bool)) {
+	for id, on := range p.keys {
+		if k, err := p.key(id); err == nil && f(id, k) {
+			on.stored = nil
+		}
+	}
 }
 
 // oldest are the first hours that are kept: of each source, and of all together.
 type oldest struct{ hours, totals int64 }
 
-// trim drops hours before the oldest.
+// trim drops hours before the oldest, of all keys.
 func (p *page) trim(o oldest) {
-	for _, k := range p.Keys {
-		k.drop(o)
-	}
+	p.each(func(_ string, k *keyPage) bool { return k.drop(o) || p.schema < pageSchema })
 }
 
+// size is at least what the page takes as JSON, without what this code does not know.
 func (p *page) size() int {
 	size := 64
-	for _, k := range p.Keys {
-		size += k.size()
+	for id := range p.keys {
+		size += p.sizeOf(id)
 	}
 	return size
+}
+
+// sizeOf is what a key takes of it, 0 where it is not there.
+func (p *page) sizeOf(id string) int {
+	switch on := p.keys[id]; {
+	case on == nil:
+		return 0
+	case on.stored != nil:
+		return nameSize(id) + len(`"":,`) + len(on.stored)
+	default:
+		return nameSize(id) + on.key.size()
+	}
 }
 
 // has tells whether the record has a use, or says that it does not know all of
@@ -186,12 +273,16 @@ func (k *keyPage) missing(d delta, noted []First) []First {
 	return slices.DeleteFunc(noted, func(f First) bool { return k.has(&f) || d[f.Version][f.Source].count > 0 })
 }
 
+// add adds what was counted to a key, which is not damaged.
 func (p *page) add(keyID string, d delta, o oldest) {
-	k := p.Keys[keyID]
-	if k == nil || k.Versions == nil {
-		k = &keyPage{Versions: map[int]map[string]*sourcePage{}}
-		p.Keys[keyID] = k
+	k, _ := p.key(keyID)
+	if k == nil {
+		k = &keyPage{}
 	}
+	if k.Versions == nil {
+		k.Versions = map[int]map[string]*sourcePage{}
+	}
+	p.keys[keyID] = &onPage{key: k}
 	for number, sources := range d {
 		stored := k.Versions[number]
 		if stored == nil {
@@ -217,11 +308,10 @@ func (p *page) add(keyID string, d delta, o oldest) {
 				s.LastUsed = max(s.LastUsed, add.lastUsed.UnixMilli())
 			}
 			for _, h := range add.hours {
-				if h.slot < 0 {
-					continue
+				if h.slot >= 0 {
+					s.Hours.add(h.slot, h.count, lastSlot) // no hour is too old for the newest: a clock may have run ahead
+					k.Totals.add(h.slot, h.count, lastSlot)
 				}
-				s.Hours.add(h.slot, h.count, keepStored)
-				k.Totals.add(h.slot, h.count, keepStored)
 			}
 		}
 	}
@@ -257,14 +347,20 @@ func (k *keyPage) keepFirst(dropped map[string]*sourcePage) {
 	}
 }
 
-// drop drops hours before the oldest.
-func (k *keyPage) drop(o oldest) {
-	k.Totals = k.Totals.from(o.totals)
-	for _, sources := range k.Versions {
-		for _, s := range sources {
-			s.Hours = s.Hours.from(o.hours)
+// drop drops hours before the oldest, and tells whether there were any.
+func (k *keyPage) drop(o oldest) (dropped bool) {
+	cut := func(s *series, from int64) {
+		if len(*s) > 0 && (*s)[0].slot < from {
+			*s, dropped = s.from(from), true
 		}
 	}
+	cut(&k.Totals, o.totals)
+	for _, sources := range k.Versions {
+		for _, s := range sources {
+			cut(&s.Hours, o.hours)
+		}
+	}
+	return dropped
 }
 
 // span returns the first and the last hour of any source, and whether there is one.
@@ -327,11 +423,11 @@ func (p *page) split(name string) map[string]*page {
 	halves := map[string]*page{}
 	length := 0
 	for _, half := range halvesOf(name) {
-		halves[half] = &page{Schema: pageSchema, Serial: p.Serial, Keys: map[string]*keyPage{}, extra: p.extra}
+		halves[half] = &page{schema: p.schema, serial: p.serial, keys: map[string]*onPage{}, extra: p.extra}
 		length = len(half)
 	}
-	for id, k := range p.Keys {
-		halves[bits(id)[:length]].Keys[id] = k
+	for id, on := range p.keys {
+		halves[bits(id)[:length]].keys[id] = on
 	}
 	return halves
 }

@@ -26,9 +26,7 @@ const (
 	// series in memory keeps at most; the hours wait there for a flush only.
 	keepMinutes = 60
 	keepHours   = 31 * 24
-	// keepStored is the like for hours on a page: usage_retention is at most a year.
-	keepStored = 366 * 24
-	// lastSlot bounds the slots that are read.
+	// lastSlot bounds the slots of a page.
 	lastSlot = 1 << 40
 )
 
