@@ -216,6 +216,36 @@ func TestKeysThatAreNotKeptRotateByClaims(t *testing.T) {
 	m.wantNothingKept("in the end")
 }
 
+// TestAWebhookThatComesBackHandsAKeyOverSoon, also where the only version that
+// is left was promoted while it was away, and nobody was told a code for it.
+func TestAWebhookThatComesBackHandsAKeyOverSoon(t *testing.T) {
+	t.Parallel()
+	m, b := newMount(t), newInbox(t)
+	m.claimHook(b, nil)
+	m.role(object{"retrievable": false, "rotation_period": "10h", "overlap_period": "30m", "activation_delay": "20m", "version_ttl": "11h", "rollback_window": "2h"})
+	v1 := m.key("acme", nil)
+	m.tell()
+	m.delivered()
+	for i := 0; m.states("acme") == "active" && i < 800; i++ {
+		m.pass(time.Minute)
+	}
+	m.remove("webhooks/claims")
+	m.pass(3 * time.Hour)
+	m.wantStates("acme", "retired active")
+	m.wantCodes("EXPIRED", v1)
+	m.claimHook(b, nil)
+	told := func() bool {
+		return slices.ContainsFunc(b.posts(), func(p arrival) bool { return p.data["version"] == float64(3) })
+	}
+	for range 85 { // an hour, and the delay
+		if !told() {
+			m.passDelivering(time.Minute)
+		}
+	}
+	v3 := text(t, m.write("claim", object{"code": b.code(t, 3)})[fieldAPIKey])
+	m.wantCodes("VALID", v3)
+}
+
 // TestWhatIsDoneWithACodeIsToldWhenStorageIsBack: the key is handed out all the
 // same, once, and both are told once.
 func TestWhatIsDoneWithACodeIsToldWhenStorageIsBack(t *testing.T) {

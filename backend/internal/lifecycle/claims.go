@@ -94,6 +94,28 @@ func (kp *Keeper) Unclaimable(ctx context.Context, k *keyring.Key) string {
 	return why
 }
 
+// replaceUnclaimed has a version replaced that has just been promoted, because the
+// active one had come to its end, and that nobody can claim: its handover goes
+// with its event, and for nobody. Its rotation is due at once, and waits for
+// somebody as waitForClaims has it.
+func (kp *Keeper) replaceUnclaimed(ctx context.Context, before, after *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
+	pending, waited := before.Pending()
+	active, ok := after.Active()
+	if !waited || !ok || active.Number != pending.Number || len(pending.Handover) == 0 || len(active.Sealed) > 0 || !rotatesItself(after, r) {
+		return after, nil
+	}
+	can, _, err := kp.claimable(ctx, after)
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err == nil && can:
+		return after, nil
+	}
+	next := after.Clone()
+	next.RotateAt = now
+	return next, nil
+}
+
 // holdPromotion puts off the promotion of a version that only a claim can hand
 // out, where nobody could claim it. A key without an active version does not
 // wait: the pending one is accepted, and nothing is taken from anybody.

@@ -167,6 +167,41 @@ func TestAPromotionWaitsToo(t *testing.T) {
 	w.expectStates(id, "1 retiring, 2 active") // and not one rotation more
 }
 
+// TestAVersionThatNobodyCouldClaimIsReplaced: it took over because the one before
+// had come to its end. Once somebody can claim, the next one does not wait for
+// its schedule.
+func TestAVersionThatNobodyCouldClaimIsReplaced(t *testing.T) {
+	t.Parallel()
+	for _, away := range []bool{false, true} {
+		w, o, id := unread(t, func(r *role.Role) { r.ActivationDelay, r.VersionTTL = 2*time.Hour, 29*time.Hour })
+		w.run(25*time.Hour, nil)
+		w.expectStates(id, "1 active, 2 pending")
+		if away {
+			o.nobody = "the webhook is gone"
+		}
+		w.run(10*time.Hour, nil)
+		o.nobody = ""
+		if !away {
+			w.expectStates(id, "1 retired, 2 active")
+			w.run(4*time.Hour, nil)
+			w.expectStates(id, "1 retired, 2 active") // and not one rotation more
+			continue
+		}
+		w.expectStates(id, "1 retired, 2 active")
+		if k := w.key(id); events(k, keyring.EventRotationBlocked) == 0 || !strings.Contains(k.Blocked, "the webhook is gone") {
+			t.Errorf("it is blocked by %q", k.Blocked)
+		}
+		w.run(65*time.Minute, nil)
+		w.expectStates(id, "1 retired, 2 active, 3 pending")
+		w.run(2*time.Hour+time.Minute, nil)
+		w.expectStates(id, "1 retired, 2 retired, 3 active")
+		w.copyOwed(id)
+		w.handed(o, id, 3)
+		w.run(4*time.Hour, nil)
+		w.expectStates(id, "1 retired, 2 retired, 3 active")
+	}
+}
+
 // TestNoHandoverIsPlaintext for whatever asks for it: a rollback needs force,
 // a replay shows nothing, and a version that has ended has none.
 func TestNoHandoverIsPlaintext(t *testing.T) {

@@ -351,7 +351,11 @@ func (kp *Keeper) advance(ctx context.Context, k *keyring.Key, r *role.Role, now
 	if err != nil {
 		return nil, err
 	}
-	return kp.rotateIfDue(ctx, k.Advance(cause, r.Policy(), kp.Drained(ctx, k, r, now)), r, cause)
+	next, err := kp.replaceUnclaimed(ctx, k, k.Advance(cause, r.Policy(), kp.Drained(ctx, k, r, now)), r, now)
+	if err != nil {
+		return nil, err
+	}
+	return kp.rotateIfDue(ctx, next, r, cause)
 }
 
 // tickGrace is how late a tick may come without a rotation counting as having
