@@ -55,6 +55,10 @@ type Metrics struct {
 
 	rolloverMu sync.Mutex
 	rollover   *sample
+	// judged are the rollovers as each was last judged, by key, and judgeNext is
+	// where the next sample goes on. rolloverMu guards them.
+	judged    map[string]Rollover
+	judgeNext string
 }
 
 // New returns the metrics of a mount that starts now.

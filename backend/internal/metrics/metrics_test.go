@@ -278,15 +278,31 @@ func TestRolloversAreJudgedAtMostEveryHalfMinute(t *testing.T) {
 func TestJudgingRolloversIsBounded(t *testing.T) {
 	t.Parallel()
 	judged := func(context.Context, string) (Rollover, error) { return Rollover{Health: health.OnTrack}, nil }
-	many := &open{ids: make([]string, maxJudged+200), judge: judged}
+	named := func(n int) (ids []string) {
+		for i := range n {
+			ids = append(ids, fmt.Sprintf("key%04d", i))
+		}
+		return ids
+	}
+	many := &open{ids: named(maxJudged + 200), judge: judged}
 	wants(t, text(t, New(clock.NewManual(epoch), "", ""), many), `apikeys_rollovers{health="on_track"} 1000`, `apikeys_rollovers{health="unknown"} 200`)
 
 	c := clock.NewManual(epoch)
-	slow := &open{ids: make([]string, 100), judge: func(ctx context.Context, id string) (Rollover, error) {
+	slow := &open{ids: named(100), judge: func(ctx context.Context, id string) (Rollover, error) {
 		c.Advance(time.Second)
 		return judged(ctx, id)
 	}}
-	wants(t, text(t, New(c, "", ""), slow), `apikeys_rollovers{health="on_track"} 3`, `apikeys_rollovers{health="unknown"} 97`)
+	m := New(c, "", "")
+	wants(t, text(t, m, slow), `apikeys_rollovers{health="on_track"} 3`, `apikeys_rollovers{health="unknown"} 97`)
+
+	// The next samples go on with the others, and what is over is forgotten.
+	for range 33 {
+		c.Advance(sampleLife)
+		text(t, m, slow)
+	}
+	c.Advance(sampleLife)
+	slow.ids = slow.ids[10:]
+	wants(t, text(t, m, slow), `apikeys_rollovers{health="on_track"} 90`, `apikeys_rollovers{health="unknown"} 0`)
 }
 
 func TestRolloversThatCannotBeReadAreLeftOut(t *testing.T) {

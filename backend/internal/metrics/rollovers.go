@@ -4,6 +4,7 @@ package metrics
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/health"
@@ -12,8 +13,9 @@ import (
 const (
 	// sampleLife is how long a judgement of the rollovers is told again.
 	sampleLife = 30 * time.Second
-	// maxJudged and maxTime bound the work for one sample; rollovers beyond
-	// them count as unknown.
+	// maxJudged and maxTime bound the work for one sample. The next one goes on
+	// with the rollovers beyond them; until then they count as they were last
+	// judged, or as unknown.
 	maxJudged = 1000
 	maxTime   = 2 * time.Second
 )
@@ -63,22 +65,29 @@ func (m *Metrics) judgeRollovers(ctx context.Context, r Rollovers) error {
 		return err
 	}
 	s := &sample{taken: start, byHealth: map[string]int{}}
-	for i, id := range ids {
-		if i == maxJudged || ctx.Err() != nil || m.clock.Elapsed()-start > maxTime {
-			s.byHealth[unknownHealth] += len(ids) - i
-			break
+	judged := make(map[string]Rollover, len(ids))
+	first, _ := slices.BinarySearch(ids, m.judgeNext) // in the order of storage
+	for i := range ids {
+		id := ids[(first+i)%len(ids)]
+		former, known := m.judged[id]
+		if i < maxJudged && ctx.Err() == nil && m.clock.Elapsed()-start <= maxTime {
+			m.judgeNext = id + "\x00"
+			if former, err = r.Judge(ctx, id); err != nil {
+				former = Rollover{}
+			}
+			known = err == nil
 		}
-		s.add(r.Judge(ctx, id))
+		if known {
+			judged[id] = former
+		}
+		s.add(former, m.clock.Now())
 	}
-	m.rollover = s
+	m.rollover, m.judged = s, judged
 	return nil
 }
 
-func (s *sample) add(r Rollover, err error) {
+func (s *sample) add(r Rollover, now time.Time) {
 	switch {
-	case err != nil:
-		s.byHealth[unknownHealth]++
-		return
 	case r.Over:
 		return
 	case r.Health == "":
@@ -86,7 +95,7 @@ func (s *sample) add(r Rollover, err error) {
 	default:
 		s.byHealth[string(r.Health)]++
 	}
-	if !r.Ends.IsZero() && (s.ends.IsZero() || r.Ends.Before(s.ends)) {
+	if r.Ends.After(now) && (s.ends.IsZero() || r.Ends.Before(s.ends)) {
 		s.ends = r.Ends
 	}
 }

@@ -17,8 +17,10 @@ import (
 // stream is what waits for one key at one hook. Its first event is sent until
 // it is delivered or given up on; then comes the next.
 type stream struct {
-	id   string
-	seqs []uint64 // ascending
+	id string
+	// seqs ascend, but for the first one: it may be being sent when one comes
+	// that should have come before it.
+	seqs []uint64
 	// next is when the first event may be tried.
 	next time.Duration
 	// known tells that attempts and next are those of the first event.
@@ -138,21 +140,26 @@ func (q *queue) add(id string, seq uint64, now time.Duration) {
 		q.pending++
 		return
 	}
-	if slices.Contains(s.seqs, seq) {
+	i, waits := s.find(seq)
+	if waits {
 		return
 	}
-	first := 0
-	if s.index < 0 {
-		first = 1 // the one before it is being sent
-	}
-	i, _ := slices.BinarySearch(s.seqs[first:], seq)
-	i += first
 	q.pending++
-	s.seqs = slices.Insert(s.seqs, i, seq)
-	if i == 0 {
+	if head := s.seqs[0]; i == 1 && seq < head && s.index >= 0 { // it is not being sent
+		to, _ := slices.BinarySearch(s.seqs[1:], head)
+		s.seqs = slices.Insert(s.seqs, to+1, head)
+		s.seqs[0] = seq
 		s.begin(now)
 		heap.Fix(&q.ready, s.index)
+		return
 	}
+	s.seqs = slices.Insert(s.seqs, i, seq)
+}
+
+// find tells whether an event waits, or else its place after the first one.
+func (s *stream) find(seq uint64) (i int, waits bool) {
+	i, waits = slices.BinarySearch(s.seqs[1:], seq)
+	return i + 1, waits || s.seqs[0] == seq
 }
 
 // begin turns to an event that has just become the first one.
@@ -164,7 +171,11 @@ func (s *stream) begin(now time.Duration) {
 // has tells whether an event waits. The caller holds mu.
 func (q *queue) has(id string, seq uint64) bool {
 	s := q.byID[id]
-	return s != nil && slices.Contains(s.seqs, seq)
+	if s == nil || len(s.seqs) == 0 {
+		return false
+	}
+	_, waits := s.find(seq)
+	return waits
 }
 
 // take returns the stream to be sent now, or how long to wait: negative where
