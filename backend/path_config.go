@@ -27,7 +27,7 @@ func configFields() fields {
 	return fields{
 		fieldReportLeak:     byDefault(boolField("Whether the unauthenticated path report-leak answers."), d.ReportLeak),
 		fieldLeakRate:       byDefault(intField("How many failed leak reports a minute are looked at, from 1 to 6000."), d.LeakRate),
-		fieldUsageRetention: byDefault(durationField("How long the hours of use are kept, from 1h to 8760h."), int(seconds(d.UsageRetention))),
+		fieldUsageRetention: byDefault(durationField("How long the hours of use by version and source are kept, from 1h to 8760h. Those of a key as a whole, which the search for anomalies looks at, are kept for four weeks."), int(seconds(d.UsageRetention))),
 	}
 }
 

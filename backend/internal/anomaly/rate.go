@@ -106,8 +106,9 @@ func (d *Detector) Hour(now time.Time, keyID string, hours []uint64, count uint6
 // history. A busy hour of a key that often jumps is also explained by its
 // busiest hour so far.
 //
-// The caller must leave out hours that were not fully counted: to the rule, an
-// outage of the counter is a key that fell silent.
+// The caller must not have an hour judged that, or one of the two before it, was
+// not fully counted, and must put what is usual for such hours of the history: to
+// the rule, an outage of the counter is a key that fell silent.
 func JudgeHour(hours []uint64, end time.Time, count uint64) (Finding, bool) {
 	v, ok := judge(hours, count)
 	if !ok {

@@ -70,9 +70,10 @@ type Book struct {
 
 	// Reports are those of verifiers elsewhere.
 	Reports *Reports
-	// OnHour, where set before first use, is given each full hour of each key
-	// on a page that is flushed: the hours before it, oldest first, and its
-	// count of accepted uses.
+	// OnHour, where set before first use, is given the hour that ended last of
+	// each key on a page that was used in the last day, where it and the two hours
+	// before it were counted in full: the hours of the last four weeks before it,
+	// oldest first, and its count of accepted uses.
 	OnHour func(keyID string, before []uint64, end time.Time, count uint64)
 	// OnUse, where set before first use, is given the accepted uses that a flush
 	// adds to the page of a key. stored sums up what the page has without them.
@@ -83,8 +84,10 @@ type Book struct {
 	// Deleted, where set before first use, tells of the key of a note that a crash
 	// has left whether it was deleted.
 	Deleted func(ctx context.Context, keyID string) bool
-	// judged is the last hour that was given to OnHour, by page.
-	judged map[string]int64
+	// counting tells since when all uses are counted.
+	counting counting
+	// watched are the pages that were used in the last day.
+	watched map[string]*watch
 	// trimmed is the first hour that was kept when all keys of a page were last
 	// trimmed, by page.
 	trimmed map[string]int64
@@ -106,7 +109,8 @@ func NewBook(t *Tracker, pages, notes PageStore, c clock.Clock, logger hclog.Log
 		tracker: t, pages: pages, clock: c, logger: logger, paging: make(turn, 1),
 		outlines: newOutlines(), loading: flights{named: map[string]*flight{}}, loads: make(turn, maxLoads),
 		retention: 168 * time.Hour, forgotten: map[string]struct{}{},
-		unsure: map[string]attempt{}, Reports: NewReports(nil, time.Time{}), judged: map[string]int64{}, trimmed: map[string]int64{},
+		unsure: map[string]attempt{}, Reports: NewReports(nil, time.Time{}), trimmed: map[string]int64{},
+		counting: counting{since: t.start, wall: c.Now(), elapsed: c.Elapsed()}, watched: map[string]*watch{},
 	}
 	b.notes = newNotes(t, notes, logger, func() {
 		if b.OnFull != nil {
@@ -116,7 +120,8 @@ func NewBook(t *Tracker, pages, notes PageStore, c clock.Clock, logger hclog.Log
 	return b
 }
 
-// Idle tells, without storage access, that there is nothing to flush.
+// Idle tells, without storage access, that there is nothing to flush, and no page
+// to look at.
 func (b *Book) Idle() bool {
 	if b.hasForgotten() || !b.notes.idle() || b.tracker.isDirty() {
 		return false
@@ -124,7 +129,7 @@ func (b *Book) Idle() bool {
 	select {
 	case b.paging <- struct{}{}:
 		defer b.paging.give()
-		return len(b.unsure) == 0
+		return len(b.unsure) == 0 && len(b.unjudged(b.clock.Now())) == 0
 	default:
 		return false
 	}
@@ -132,7 +137,8 @@ func (b *Book) Idle() bool {
 
 // Flush adds what was counted since the last flush to the pages, with at most
 // maxWrites writes, and splits those that have grown. Its cost is a read and a
-// write for each page whose keys were used. A failure keeps the counts.
+// write for each page whose keys were used, and once an hour a read of at most
+// maxVisits of those that were used in the last day. A failure keeps the counts.
 func (b *Book) Flush(ctx context.Context, now time.Time, retention time.Duration) error {
 	b.flushing.Lock()
 	defer b.flushing.Unlock()
@@ -172,7 +178,7 @@ func (b *Book) Flush(ctx context.Context, now time.Time, retention time.Duration
 		}
 	}
 	b.settle()
-	return errors.Join(append(errs, b.notes.sweep(ctx))...)
+	return errors.Join(append(errs, b.visit(ctx, now), b.notes.sweep(ctx))...)
 }
 
 // Recover reads the notes of first uses that a crash, or another node, has left
@@ -220,6 +226,7 @@ func (b *Book) begin(ctx context.Context, retention time.Duration) error {
 	}
 	defer b.paging.give()
 	b.retention = retention
+	b.counting.look(b.clock)
 	if len(b.unsure) == 0 {
 		return nil
 	}
@@ -307,6 +314,7 @@ func (b *Book) flushPage(ctx context.Context, w *work, now time.Time) (writes in
 	if b.trimmed[w.name] < oldest.hours {
 		p.trim(oldest) // as much as a full decoding, so once an hour
 	}
+	p.note(b.counting.since, now)
 	changed := false
 	for _, id := range w.deleted {
 		if _, on := p.keys[id]; on {
@@ -342,7 +350,14 @@ func (b *Book) flushPage(ctx context.Context, w *work, now time.Time) (writes in
 		p.add(id, d, oldest)
 		size += p.sizeOf(id)
 	}
+	if len(taken) > 0 {
+		b.used(w.name, now)
+	}
+	if len(rest) == 0 {
+		b.judge(w.name, p, now)
+	}
 	if changed {
+		p.at = now.Unix()
 		if writes, err = b.save(ctx, w.name, p, outline, taken); err != nil {
 			return writes, nil, err
 		}
@@ -354,7 +369,6 @@ func (b *Book) flushPage(ctx context.Context, w *work, now time.Time) (writes in
 		delete(b.forgotten, id)
 	}
 	b.mu.Unlock()
-	b.judgeHour(w.name, p, now)
 	return writes, rest, damaged
 }
 
@@ -385,25 +399,6 @@ func (b *Book) toAdd(ctx context.Context, k *keyPage, id string) delta {
 // oldest are the first hours that are kept.
 func (b *Book) oldest(now time.Time) oldest {
 	return oldest{hours: now.Add(-b.retention).Unix() / 3600, totals: now.Unix()/3600 - 1 - keepTotals}
-}
-
-// judgeHour gives OnHour the last full hour of the keys on a page, once.
-func (b *Book) judgeHour(name string, p *page, now time.Time) {
-	last := now.Unix()/3600 - 1
-	former, judgedBefore := b.judged[name]
-	if b.OnHour == nil || judgedBefore && former >= last {
-		return
-	}
-	b.judged[name] = last
-	if !judgedBefore {
-		return // the process has not seen the whole of that hour
-	}
-	p.each(func(id string, k *keyPage) bool {
-		if before, count := k.hours(last); len(before) > 0 {
-			b.OnHour(id, before, time.Unix((last+1)*3600, 0).UTC(), count)
-		}
-		return false
-	})
 }
 
 // save writes a page, or its halves where it has grown too large, and returns
@@ -451,14 +446,18 @@ func (b *Book) split(ctx context.Context, name string, p *page, taken map[string
 		return writes, err
 	}
 	known := maps.Clone(b.known)
+	w := b.watched[name]
 	for half, p := range halves {
 		known[half] = struct{}{}
+		if w != nil {
+			b.watched[half] = &watch{w.used, w.judged}
+		}
 		b.outlines.Add(half, outlineOf(b.tracker.seed, p, stored[half]))
 	}
 	delete(known, name)
 	b.list(known)
 	b.outlines.Remove(name)
-	delete(b.judged, name)
+	delete(b.watched, name)
 	delete(b.trimmed, name)
 	return writes, nil
 }

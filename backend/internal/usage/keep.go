@@ -33,6 +33,8 @@ func decodeKey(data []byte) (*keyPage, error) {
 			return json.Unmarshal(value, &k.Versions)
 		case "t":
 			return json.Unmarshal(value, &k.Totals)
+		case "s":
+			return json.Unmarshal(value, &k.Since)
 		case "x":
 			return json.Unmarshal(value, &k.Lost)
 		}
@@ -47,6 +49,7 @@ func decodeKey(data []byte) (*keyPage, error) {
 	if len(k.Totals) == 0 {
 		k.Totals = k.sum()
 	}
+	k.begin()
 	return k, nil
 }
 

@@ -57,7 +57,11 @@ type page struct {
 	schema int
 	// serial grows with each write of the page.
 	serial uint64
-	keys   map[string]*onPage
+	// at is when it was written last, in seconds since 1970, 0 where unknown, and
+	// gaps are the hours of the last four weeks that were not counted in full.
+	at   int64
+	gaps gaps
+	keys map[string]*onPage
 	// extra are the fields that this code does not know.
 	extra jsonkeep.Extra
 }
@@ -75,6 +79,8 @@ type keyPage struct {
 	Versions map[int]map[string]*sourcePage `json:"v"`
 	// Totals are the accepted uses in each hour over all versions and sources.
 	Totals series `json:"t,omitempty"`
+	// Since is the hour from which Totals miss none that is young enough.
+	Since int64 `json:"s,omitempty"`
 	// Lost is the highest version that had to make room.
 	Lost int `json:"x,omitempty"`
 
@@ -149,6 +155,10 @@ func decodePage(data []byte) (*page, error) {
 			return json.Unmarshal(value, &p.schema)
 		case name == "serial":
 			return json.Unmarshal(value, &p.serial)
+		case name == "at":
+			return json.Unmarshal(value, &p.at)
+		case name == "gaps":
+			return json.Unmarshal(value, &p.gaps)
 		case name == "keys" && string(value) == "null":
 			return nil
 		case name == "keys":
@@ -173,7 +183,15 @@ func decodePage(data []byte) (*page, error) {
 // encodePage returns what decodePage reads.
 func encodePage(p *page) ([]byte, error) {
 	data := make([]byte, 0, p.size()+256)
-	data = fmt.Appendf(data, `{"schema":%d,"serial":%d,"keys":{`, pageSchema, p.serial)
+	data = fmt.Appendf(data, `{"schema":%d,"serial":%d,"at":%d,`, pageSchema, p.serial, p.at)
+	if len(p.gaps) > 0 {
+		stored, err := json.Marshal(p.gaps)
+		if err != nil {
+			return nil, err
+		}
+		data = append(append(appendName(data, "gaps"), stored...), ',')
+	}
+	data = append(data, `"keys":{`...)
 	for i, id := range slices.Sorted(maps.Keys(p.keys)) {
 		stored := p.keys[id].stored
 		if stored == nil {
@@ -236,7 +254,7 @@ func (p *page) trim(o oldest) {
 
 // size is at least what the page takes as JSON, without what this code does not know.
 func (p *page) size() int {
-	size := 64
+	size := 96 + p.gaps.size()
 	for id := range p.keys {
 		size += p.sizeOf(id)
 	}
@@ -315,7 +333,15 @@ func (p *page) add(keyID string, d delta, o oldest) {
 			}
 		}
 	}
+	k.begin()
 	k.trim(o)
+}
+
+// begin notes since when the totals are known, where that is not.
+func (k *keyPage) begin() {
+	if len(k.Totals) > 0 && (k.Since == 0 || k.Totals[0].slot < k.Since) {
+		k.Since = max(1, k.Totals[0].slot)
+	}
 }
 
 // trim drops hours before the oldest, and whatever does not fit maxRecord: hours
@@ -386,7 +412,7 @@ func (k *keyPage) size() int {
 
 // sizeFrom is size without the hours of sources before the first one.
 func (k *keyPage) sizeFrom(first int64) int {
-	size := 56 + k.Totals.size()
+	size := 64 + digits(uint64(k.Since)) + k.Totals.size() //nolint:gosec // a slot is not negative
 	for _, sources := range k.Versions {
 		size += 12
 		for name, s := range sources {
@@ -423,33 +449,13 @@ func (p *page) split(name string) map[string]*page {
 	halves := map[string]*page{}
 	length := 0
 	for _, half := range halvesOf(name) {
-		halves[half] = &page{schema: p.schema, serial: p.serial, keys: map[string]*onPage{}, extra: p.extra}
+		halves[half] = &page{schema: p.schema, serial: p.serial, at: p.at, gaps: p.gaps, keys: map[string]*onPage{}, extra: p.extra}
 		length = len(half)
 	}
 	for id, on := range p.keys {
 		halves[bits(id)[:length]].keys[id] = on
 	}
 	return halves
-}
-
-// hours returns the accepted uses of a key in each hour before last, from the
-// first that is known on, and in last.
-func (k *keyPage) hours(last int64) (before []uint64, count uint64) {
-	known := k.Totals.from(last - keepTotals)
-	if len(known) == 0 || known[0].slot > last {
-		return nil, 0
-	}
-	first := known[0].slot
-	before = make([]uint64, last-first)
-	for _, b := range known {
-		switch {
-		case b.slot < last:
-			before[b.slot-first] = b.count
-		case b.slot == last:
-			count = b.count
-		}
-	}
-	return before, count
 }
 
 // sum is the totals of the hours of all sources: what an older plugin stored has

@@ -51,7 +51,9 @@ const (
 
 // Tracker counts verifications. It is safe for concurrent use.
 type Tracker struct {
-	seed   maphash.Seed
+	seed maphash.Seed
+	// start is when counting began.
+	start  time.Time
 	shards [shardCount]shard
 }
 
@@ -141,7 +143,7 @@ type addition struct {
 
 // New returns a Tracker that knows nothing before now.
 func New(now time.Time) *Tracker {
-	t := &Tracker{seed: maphash.MakeSeed()}
+	t := &Tracker{seed: maphash.MakeSeed(), start: now}
 	for i := range t.shards {
 		keys, err := simplelru.NewLRU[string, *record](maxKeys/shardCount+1, nil)
 		if err != nil {
