@@ -2,7 +2,8 @@
 
 // Command eval makes labelled traffic of keys, drives the anomaly
 // detector with it event by event and hour by hour, and prints, as Markdown,
-// what it found, how late, and how often it cried wolf.
+// what it found, how late, and how often it cried wolf. Hours reach the detector
+// as they do in the engine: by what pages of usage keep of them.
 //
 // The same flags print the same report. The thresholds were chosen on the
 // seeds 1 to 3; the defaults are others.
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/anomaly"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
 )
 
 // config is the size of an evaluation.
@@ -59,21 +61,35 @@ type outcome struct {
 // restarts is how often the detector forgets everything in some runs.
 const restarts = 7 * 24 * time.Hour
 
-// play drives a detector with a key's traffic. With restarts it is made anew
-// every week and handed the sources that are stored.
-func play(k *key, c class, withRestarts bool) outcome {
+// pages is what keeps the accepted uses of a key, and hands over its hours: a
+// Sheet, or in the test a Book.
+type pages interface {
+	Add(keyID string, at time.Time, n uint64)
+	Restart(since time.Time)
+	Hour(now time.Time, f func(keyID string, before []uint64, end time.Time, count uint64))
+}
+
+// play drives a detector with a key's traffic, whose hours go by way of p. After
+// Vault was down, and with restarts every week, it is made anew and handed the
+// sources that are stored.
+func play(k *key, c class, p pages, withRestarts bool) outcome {
 	o := outcome{class: c, shape: k.shape, habit: k.habit, right: map[anomaly.Kind]int{}, wrong: map[anomaly.Kind]int{}}
 	d := anomaly.New(monday)
 	kept := map[string]anomaly.Past{}
 	next := 0
 	for h := range hours {
 		over := time.Duration(h+1) * time.Hour
-		if started := over - time.Hour; withRestarts && h > 0 && started%restarts == 0 {
+		if started := over - time.Hour; h > 0 && (withRestarts && started%restarts == 0 || h == k.up) {
 			d = anomaly.New(monday.Add(started))
 			d.Learn(stored(k.id, kept))
+			p.Restart(monday.Add(started))
 		}
+		down := h >= k.down && h < k.up
 		for ; next < len(k.events) && k.events[next].at < over; next++ {
 			e := k.events[next]
+			if down {
+				continue
+			}
 			o.note(k, e.at, func() (anomaly.Finding, bool) {
 				switch {
 				case e.wrong:
@@ -86,8 +102,17 @@ func play(k *key, c class, withRestarts bool) outcome {
 				}
 			})
 		}
-		o.note(k, over+time.Minute, func() (anomaly.Finding, bool) {
-			return d.Hour(monday.Add(over+time.Minute), k.id, k.counts[max(0, h-4*7*24):h], k.counts[h])
+		if down {
+			continue
+		}
+		if k.counts[h] > 0 {
+			p.Add(k.id, monday.Add(over-time.Minute), k.counts[h])
+		}
+		o.note(k, over+time.Minute, func() (f anomaly.Finding, found bool) {
+			p.Hour(monday.Add(over+time.Minute), func(id string, before []uint64, end time.Time, count uint64) {
+				f, found = d.Hour(end, id, before, count)
+			})
+			return f, found
 		})
 	}
 	return o
@@ -150,9 +175,9 @@ func report(w io.Writer, c config) error {
 		for i, cl := range classes {
 			for n := range c.keys {
 				k := newKey(c.firstSeed+uint64(seed), i*c.keys+n, cl)
-				all = append(all, play(k, cl, false))
+				all = append(all, play(k, cl, usage.NewSheet(monday), false))
 				if cl.name == "normal" {
-					wolf += play(k, cl, true).wrong[anomaly.UnseenSource]
+					wolf += play(k, cl, usage.NewSheet(monday), true).wrong[anomaly.UnseenSource]
 				}
 			}
 		}

@@ -53,6 +53,7 @@ var classes = []class{
 	{"brute force, slow", "2 to 6 wrong secrets an hour for 3 days", []anomaly.Kind{anomaly.WrongSecretBurst}, (*key).bruteForceSlow},
 	{"runaway", "5 to 20 times the usual uses, from its own sources, for 3 to 24 hours", []anomaly.Kind{anomaly.UnusualRate}, (*key).runaway},
 	{"stop", "silent for a week", []anomaly.Kind{anomaly.UnusualRate}, (*key).stop},
+	{"Vault down", "Vault is down for 1 to 8 hours, then an hour of retries", nil, (*key).vaultDown},
 }
 
 // shapes are how a key is used over a week.
@@ -86,6 +87,8 @@ type key struct {
 	named        int
 	// moved is the hour from which all sources are new.
 	moved int
+	// Nobody counts from hour down until up.
+	down, up int
 	// An incident lasts from begin to end.
 	begin, end time.Duration
 	at         int // the hour of begin
@@ -204,8 +207,16 @@ func (k *key) holiday() {
 	k.scale(day, day+24*(1+k.rng.IntN(3)), func(int) float64 { return 0.2 })
 }
 
-func (k *key) outage() {
+func (k *key) outage() { k.silence(1 + k.rng.IntN(8)) }
+
+func (k *key) vaultDown() {
 	lasts := 1 + k.rng.IntN(8)
+	k.silence(lasts)
+	k.down, k.up = k.at, k.at+lasts
+}
+
+// silence is some hours without a use, and one in which all is caught up with.
+func (k *key) silence(lasts int) {
 	k.scale(k.at, k.at+lasts, func(int) float64 { return 0 })
 	k.scale(k.at+lasts, k.at+lasts+1, func(int) float64 { return 2 })
 }
