@@ -14,7 +14,7 @@ import (
 // while its first one is being sent or not.
 func TestAStreamKeepsTheOrderOfItsEvents(t *testing.T) {
 	t.Parallel()
-	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // a test that can be repeated
+	random := rand.New(rand.NewPCG(1, 2))
 	for range 2000 {
 		q := newQueue(nil, "ops")
 		var all []uint64
