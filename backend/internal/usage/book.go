@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	lru "github.com/hashicorp/golang-lru/v2"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 )
@@ -54,7 +53,7 @@ type Book struct {
 	recovered atomic.Int64
 	// outlines are what pages have. Those that are missing are read by loading,
 	// as many at once as loads has room for.
-	outlines *lru.Cache[string, *outline]
+	outlines *outlines
 	loading  flights
 	loads    turn
 	// retention is how long hours are kept.
@@ -107,7 +106,7 @@ type attempt struct {
 func NewBook(t *Tracker, pages, notes PageStore, c clock.Clock, logger hclog.Logger) *Book {
 	b := &Book{
 		tracker: t, pages: pages, clock: c, logger: logger, paging: make(turn, 1),
-		outlines: newOutlines(), loading: flights{named: map[string]*flight{}}, loads: make(turn, maxLoads),
+		outlines: newOutlines(maxOutlined), loading: flights{named: map[string]*flight{}}, loads: make(turn, maxLoads),
 		retention: 168 * time.Hour, forgotten: map[string]struct{}{},
 		unsure: map[string]attempt{}, Reports: NewReports(nil, time.Time{}), trimmed: map[string]int64{},
 		counting: counting{since: t.start, wall: c.Now(), elapsed: c.Elapsed()}, watched: map[string]*watch{},
@@ -417,7 +416,7 @@ func (b *Book) save(ctx context.Context, name string, p *page, outline *changing
 				known[name] = struct{}{}
 				b.list(known)
 			}
-			b.outlines.Add(name, outline.done(p, data))
+			b.outlines.put(name, outline.done(p, data))
 			return 1, nil
 		}
 	}
@@ -452,11 +451,11 @@ func (b *Book) split(ctx context.Context, name string, p *page, taken map[string
 		if w != nil {
 			b.watched[half] = &watch{w.used, w.judged}
 		}
-		b.outlines.Add(half, outlineOf(b.tracker.seed, p, stored[half]))
+		b.outlines.put(half, outlineOf(b.tracker.seed, p, stored[half]))
 	}
 	delete(known, name)
 	b.list(known)
-	b.outlines.Remove(name)
+	b.outlines.remove(name)
 	delete(b.watched, name)
 	delete(b.trimmed, name)
 	return writes, nil
@@ -505,7 +504,7 @@ func (b *Book) Reopen() {
 	b.paging <- struct{}{}
 	defer b.paging.give()
 	b.list(nil)
-	b.outlines.Purge()
+	b.outlines.purge()
 	b.notes.reopen()
 }
 
@@ -542,10 +541,10 @@ func (b *Book) loadOutlined(ctx context.Context, name string) (*page, *changing,
 		return nil, nil, err
 	}
 	seed := b.tracker.seed
-	o, known := b.outlines.Get(name)
-	if !known || o.of != maphash.Bytes(seed, data) {
+	o := b.outlines.get(name)
+	if o == nil || o.of != maphash.Bytes(seed, data) {
 		o = outlineOf(seed, p, data)
-		b.outlines.Add(name, o)
+		b.outlines.put(name, o)
 	}
 	return p, &changing{seed: seed, old: o}, nil
 }

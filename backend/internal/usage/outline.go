@@ -8,15 +8,15 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"sync"
 
-	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
 const (
-	// maxOutlines bounds the pages whose sources are remembered: those of
-	// 800,000 keys, in about 30 MB where each page is full of sources without
-	// hours, and in 13 MB where each key has two.
-	maxOutlines = 1024
+	// maxOutlined bounds what is remembered of pages, in bytes: a source of a
+	// version is 8, so that it is enough for 2,000,000 keys of two sources.
+	maxOutlined = 32 << 20
 	// maxLoads is how many pages are read and decoded at once for their outlines.
 	maxLoads = 8
 )
@@ -130,12 +130,69 @@ func (o *outline) knows(seed maphash.Seed, f *First) bool {
 	return o.has(seed, f) && o.lost[f.KeyID] != damagedKey
 }
 
-func newOutlines() *lru.Cache[string, *outline] {
-	outlines, err := lru.New[string, *outline](maxOutlines)
+// size is about what it takes in memory, in bytes.
+func (o *outline) size() int { return 128 + 8*len(o.uses) + 64*len(o.lost) }
+
+// outlines are those of the pages that were asked for last, up to max bytes.
+type outlines struct {
+	mu   sync.Mutex
+	lru  *simplelru.LRU[string, *outline]
+	size int
+	max  int
+}
+
+func newOutlines(limit int) *outlines {
+	os := &outlines{max: limit}
+	lru, err := simplelru.NewLRU(math.MaxInt, func(_ string, o *outline) { os.size -= o.size() })
 	if err != nil {
 		panic(err) // the library refuses only a size below one
 	}
-	return outlines
+	os.lru = lru
+	return os
+}
+
+// get returns the outline of a page, nil where there is none.
+func (os *outlines) get(name string) *outline {
+	os.mu.Lock()
+	defer os.mu.Unlock()
+	o, _ := os.lru.Get(name)
+	return o
+}
+
+// put replaces the outline of a page, and add adds it where there is none.
+func (os *outlines) put(name string, o *outline) {
+	os.mu.Lock()
+	defer os.mu.Unlock()
+	os.lru.Remove(name)
+	os.keep(name, o)
+}
+
+func (os *outlines) add(name string, o *outline) {
+	os.mu.Lock()
+	defer os.mu.Unlock()
+	if !os.lru.Contains(name) {
+		os.keep(name, o)
+	}
+}
+
+func (os *outlines) keep(name string, o *outline) {
+	os.lru.Add(name, o)
+	os.size += o.size()
+	for os.size > os.max && os.lru.Len() > 1 {
+		os.lru.RemoveOldest()
+	}
+}
+
+func (os *outlines) remove(name string) {
+	os.mu.Lock()
+	defer os.mu.Unlock()
+	os.lru.Remove(name)
+}
+
+func (os *outlines) purge() {
+	os.mu.Lock()
+	defer os.mu.Unlock()
+	os.lru.Purge()
 }
 
 // outlined returns the outline of the page of a key, nil where it has to be read.
@@ -144,8 +201,7 @@ func (b *Book) outlined(keyID string) *outline {
 	if dir == nil {
 		return nil
 	}
-	o, _ := b.outlines.Get(dir.of(keyID))
-	return o
+	return b.outlines.get(dir.of(keyID))
 }
 
 // outline returns the outline of the page of a key. It reads the page once for
@@ -167,8 +223,7 @@ func (b *Book) outline(ctx context.Context, keyID string) (*outline, error) {
 	if err := b.loading.do(ctx, name, func(ctx context.Context) error { return b.loadOutline(ctx, name) }); err != nil {
 		return nil, err
 	}
-	o, _ := b.outlines.Get(name)
-	return o, nil
+	return b.outlines.get(name), nil
 }
 
 func (b *Book) openApart(ctx context.Context) error {
@@ -180,7 +235,7 @@ func (b *Book) openApart(ctx context.Context) error {
 }
 
 func (b *Book) loadOutline(ctx context.Context, name string) error {
-	if b.outlines.Contains(name) {
+	if b.outlines.get(name) != nil {
 		return nil
 	}
 	if err := b.loads.take(ctx); err != nil {
@@ -195,6 +250,6 @@ func (b *Book) loadOutline(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	b.outlines.ContainsOrAdd(name, outlineOf(b.tracker.seed, p, data)) // what a flush has learned since is newer
+	b.outlines.add(name, outlineOf(b.tracker.seed, p, data)) // what a flush has learned since is newer
 	return nil
 }

@@ -71,9 +71,12 @@ func TestOutlinesAreThoseOfWhatIsStored(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, known := b.outlines.Get(name)
+			got := b.outlines.get(name)
+			if got == nil {
+				t.Fatalf("round %d: there is no outline of page %s", round, name)
+			}
 			lost += len(got.lost)
-			if want := outlineOf(tracker.seed, p, data); !known || got.of != want.of || !slices.Equal(got.uses, want.uses) || !maps.Equal(got.lost, want.lost) {
+			if want := outlineOf(tracker.seed, p, data); got.of != want.of || !slices.Equal(got.uses, want.uses) || !maps.Equal(got.lost, want.lost) {
 				t.Fatalf("round %d: page %s has %d uses and lost %v; the outline has %d and %v", round, name, len(want.uses), want.lost, len(got.uses), got.lost)
 			}
 		}
@@ -187,4 +190,33 @@ func TestReadsBesideFlushesMissNothing(t *testing.T) {
 		}
 	}
 	writing.Wait()
+}
+
+// TestOutlinesAreBoundedByWhatTheyTake, not by how many there are.
+func TestOutlinesAreBoundedByWhatTheyTake(t *testing.T) {
+	t.Parallel()
+	os := newOutlines(1000 * 128)
+	for i := range 5000 {
+		os.put(fmt.Sprint(i), &outline{})
+	}
+	if n := os.lru.Len(); n != 1000 || os.size != 1000*128 {
+		t.Fatalf("there are %d small ones, of %d bytes", n, os.size)
+	}
+	for range 3 {
+		os.put("4999", &outline{uses: make([]uint64, 8000)})
+		os.add("4999", &outline{})
+	}
+	if n := os.lru.Len(); n != 500 || os.size > 1000*128 || len(os.get("4999").uses) != 8000 {
+		t.Errorf("beside a large one there are %d, of %d bytes", n, os.size)
+	}
+	os.put("larger", &outline{uses: make([]uint64, 80_000)})
+	if os.lru.Len() != 1 || os.get("larger") == nil {
+		t.Error("one that is too large is not kept")
+	}
+	os.remove("larger")
+	os.put("x", &outline{})
+	os.purge()
+	if os.size != 0 {
+		t.Errorf("none take %d bytes", os.size)
+	}
 }

@@ -211,3 +211,68 @@ func TestAReadDecodesOneKey(t *testing.T) { //nolint:paralleltest // it compares
 		t.Errorf("one key takes %s, all %s", one, all)
 	}
 }
+
+// TestAMonthOf100000KeysIsBounded measures what the package comment says of 100,000
+// keys that were used in each hour of a week, and of four, each from two sources.
+func TestAMonthOf100000KeysIsBounded(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("it encodes and decodes some hundred megabytes")
+	}
+	const keys = 100_000
+	for _, hours := range []int64{168, keepTotals} {
+		d, tracker, b := drawered()
+		now := noon.Unix() / 3600
+		var used series
+		for h := now - hours; h < now; h++ {
+			used.add(h, 350, lastSlot)
+		}
+		add := addition{counts{count: 350 * uint64(hours), hours: used}, noon}
+		one := newPage()
+		one.add("", delta{1: {"entity:0f5c3e9a-7d10-4c1b-9f0e-1c2d3e4f5a6b|eu": add, "entity:0f5c3e9a-7d10-4c1b-9f0e-1c2d3e4f5a6b|us": add}}, b.oldest(noon))
+		record, err := one.keys[""].key.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := newPage()
+		for i := range keys {
+			all.keys[fmt.Sprintf("key%09d", i)] = &onPage{stored: record}
+		}
+		// As flushes would have split it.
+		var store func(name string, p *page)
+		store = func(name string, p *page) {
+			if p.size() > splitSize {
+				for half, p := range p.split(name) {
+					store(half, p)
+				}
+				return
+			}
+			if d[name], err = encodePage(p); err != nil {
+				t.Fatal(err)
+			}
+		}
+		store(root, all)
+		for i := range keys {
+			tracker.Record(noon, fmt.Sprintf("key%09d", i), 1, "entity:0f5c3e9a-7d10-4c1b-9f0e-1c2d3e4f5a6b|eu", true)
+		}
+		flushes := 0
+		for ; !b.Idle(); flushes++ {
+			if err := b.Flush(t.Context(), noon, 168*time.Hour); err != nil {
+				t.Fatal(err)
+			}
+		}
+		largest, sum := 0, 0
+		for _, data := range d {
+			largest, sum = max(largest, len(data)), sum+len(data)
+		}
+		t.Logf("%d hours of %d keys: %d pages, the largest of %d KiB, %d MiB together; what all of them count is stored after %d flushes; outlines take %d KiB",
+			hours, keys, len(d), largest>>10, sum>>20, flushes, b.outlines.size>>10)
+		if largest >= 512<<10 || sum > 400<<20 || flushes != (len(d)+maxWrites-1)/maxWrites && flushes > 30 {
+			t.Errorf("%d flushes, %d bytes, a page has %d", flushes, sum, largest)
+		}
+		use, err := b.Read(t.Context(), "key000077777", noon)
+		if got := use[1].Count; err != nil || got != 700*uint64(hours)+1 {
+			t.Errorf("a key was used %d times, %v", got, err)
+		}
+	}
+}
