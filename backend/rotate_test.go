@@ -114,7 +114,8 @@ func TestAfterAnOutageNothingIsPromotedAndRetiredRetroactively(t *testing.T) {
 	v2 := m.rotate("acme", object{"activation_delay": "30m"})
 	m.clock.Advance(30 * 24 * time.Hour)
 	m.wantCodes("VALID VALID", v1, v2)
-	m = m.reopen()
+	m = m.reopen() // which tells of the first uses, and so files the key for the next minute
+	m.clock.Advance(time.Minute)
 	m.tick()
 	m.wantCodes("VALID VALID", v1, v2)
 	m.wantStates("acme", "retiring active")
