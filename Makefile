@@ -26,7 +26,7 @@ RACE = $$(if command -v "$$(go env CC)" >/dev/null; then echo -race; else echo '
 
 # What the race detector makes take many minutes, or would measure itself: these
 # run without it, and the rest with it.
-NO_RACE := ^(TestEveryCrashAtTheRoutes|TestOperationCountsDoNotGrow|TestPagesAgainstATwin|TestAFlushThatIsCutOffLosesOnlyWhatWasNotFlushed|TestWritesAreBoundedAt100000ActiveKeys|TestAHitCostsLittleMoreThanItsHash)$$
+NO_RACE := ^(TestEveryCrashAtTheRoutes|TestOperationCountsDoNotGrow|TestPagesAgainstATwin|TestAFlushThatIsCutOffLosesOnlyWhatWasNotFlushed|TestWritesAreBoundedAt100000ActiveKeys|TestAMonthOf100000KeysIsBounded|TestAHitCostsLittleMoreThanItsHash)$$
 
 # Vault's own database engine as a plugin, which the tests of scale compare with.
 PEER       := $(CURDIR)/dist/scale/database-engine
