@@ -349,7 +349,7 @@ func (b *Backend) startWatching(e *engine) {
 	claims := webhook.NewClaims(e.store.Claims(), b.clock, b.rand)
 	w := &watcher{
 		engine: e, claims: claims, reused: newSet[string](queued), untold: newSet[onItsWay](queued), detector: anomaly.New(b.clock.Now()), send: b.sendEvent,
-		owed: make(chan string, queued), notices: make(chan notice, queued), events: make(chan told, queued),
+		owed: make(chan string, queued), unpaid: newSet[string](4 * queued), notices: make(chan notice, queued), events: make(chan told, queued),
 		hooks: webhook.New(webhook.Options{Storage: e.store.Webhooks(), Claims: claims, Clock: b.clock, Rand: b.rand, Logger: b.Logger()}),
 	}
 	claims.OnRedeemed = func(ctx context.Context, claim webhook.Claim) error {

@@ -174,3 +174,27 @@ func TestAHookThatCannotBeReadIsShownAsSuch(t *testing.T) {
 		})
 	}
 }
+
+// TestWhatCouldNotBeToldIsToldOnceStorageIsBack: without a tick of its key, and
+// without anything new to tell.
+func TestWhatCouldNotBeToldIsToldOnceStorageIsBack(t *testing.T) {
+	t.Parallel()
+	memory := storetest.NewMemory()
+	faulty := storetest.NewFaulty(memory)
+	m := newMountOn(t, memory, faulty, clock.NewManual(epoch))
+	m.write("webhooks/w", object{"url": "http://127.0.0.1:1/", "allow_private": true}) // nobody listens there
+	m.role(object{"overlap_period": "1h", "reminders": []any{}})
+	m.key("acme", nil)
+	m.tell()
+	told := len(memory.Paths("outbox/w/"))
+	faulty.Inject(storetest.Fault{At: 1, Rest: true, Only: whatFailsWithHooks["all outboxes"]})
+	m.rotate("acme", nil)
+	if err := m.engineNow().watch.tell(t.Context()); err == nil && len(memory.Paths("outbox/w/")) > told {
+		t.Fatal("storage took what it was to refuse")
+	}
+	faulty.Heal()
+	m.tell()
+	if now := len(memory.Paths("outbox/w/")); now <= told {
+		t.Errorf("%d events wait for delivery, and %d did before the rotation", now, told)
+	}
+}

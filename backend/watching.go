@@ -59,7 +59,11 @@ type watcher struct {
 	// reused are claims whose reuse was told.
 	reused *lru.Cache[string, struct{}]
 
-	owed    chan string
+	owed chan string
+	// unpaid are the keys whose events could not be copied. They are tried again
+	// each time that something is told, and so at each tick.
+	unpaid *lru.Cache[string, struct{}]
+
 	notices chan notice
 	events  chan told
 
@@ -167,12 +171,22 @@ func (e *engine) wakeTelling() {
 // maxUntold is how many keys may fail in a row before telling pauses.
 const maxUntold = 8
 
-// tell works off what waits to be told. What fails with storage stays owed,
-// and is found by the next tick. One key that fails, or one webhook, does not
-// keep what others have to tell. It tries nothing twice.
+// tell works off what waits to be told, and then what failed before. What fails
+// with storage stays owed. One key that fails, or one webhook, does not keep what
+// others have to tell. It tries nothing twice.
 func (w *watcher) tell(ctx context.Context) error {
 	var failed error
 	var again []notice
+	unpaid := w.unpaid.Keys()
+	pay := func(id string) error {
+		err := w.engine.keeper.CopyOwed(ctx, id)
+		if err == nil || errors.Is(err, store.ErrDamaged) {
+			w.unpaid.Remove(id)
+		} else {
+			w.unpaid.Add(id, struct{}{})
+		}
+		return err
+	}
 	defer func() {
 		for _, n := range again {
 			w.offer(n)
@@ -182,7 +196,7 @@ func (w *watcher) tell(ctx context.Context) error {
 		var err error
 		select {
 		case id := <-w.owed:
-			err = w.engine.keeper.CopyOwed(ctx, id)
+			err = pay(id)
 		case n := <-w.notices:
 			if err = w.tellOf(ctx, n); err != nil && n.finding != nil {
 				again = append(again, n) // it may not happen again
@@ -193,7 +207,10 @@ func (w *watcher) tell(ctx context.Context) error {
 			}
 			continue
 		default:
-			return failed
+			if len(unpaid) == 0 {
+				return failed
+			}
+			err, unpaid = pay(unpaid[0]), unpaid[1:]
 		}
 		if err == nil {
 			row = 0

@@ -39,7 +39,7 @@ func (kp *Keeper) put(ctx context.Context, prev, next *keyring.Key, due time.Tim
 		next.ForgetOwed()
 	case len(next.Owed) > 0:
 		// Filed for the next tick, which copies what a crash left owing.
-		if at := tellAgain(next, kp.Store.Now()); due.IsZero() || due.After(at) {
+		if at := kp.tellAgain(next, kp.Store.Now()); due.IsZero() || due.After(at) {
 			due = at
 		}
 	}
@@ -68,11 +68,11 @@ const (
 	tellPause = time.Hour
 )
 
-// tellAgain is when what k owes is next to be copied: soon, and after pauses
+// tellAgain is when a tick is to copy what k owes: the next one, and after pauses
 // that grow with the age of the oldest where that does not succeed.
-func tellAgain(k *keyring.Key, now time.Time) time.Time {
+func (kp *Keeper) tellAgain(k *keyring.Key, now time.Time) time.Time {
 	age := now.Sub(k.Owed[0].Time)
-	if age < tellSoon {
+	if age < tellSoon || !kp.copyFails.Load() {
 		return now
 	}
 	return now.Add(min(age, tellPause))
@@ -98,7 +98,9 @@ func (kp *Keeper) copyOwed(ctx context.Context, k *keyring.Key) (*keyring.Key, e
 		return k, nil
 	}
 	if kp.Outbox != nil {
-		if err := kp.Outbox.Copy(ctx, k, k.Owed); err != nil {
+		err := kp.Outbox.Copy(ctx, k, k.Owed)
+		kp.copyFails.Store(err != nil)
+		if err != nil {
 			return nil, err
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -46,6 +47,9 @@ type Keeper struct {
 	// Observe, where set, is told of every commit and its events. prev is nil
 	// for a new key. It must not block or lock a key.
 	Observe func(prev, next *keyring.Key, events []keyring.Event)
+
+	// copyFails tells that events could not be copied when that was last tried.
+	copyFails atomic.Bool
 }
 
 // Spec describes a key that is to be made.

@@ -169,6 +169,27 @@ func TestWhoChangesAKeyFasterThanItIsToldPays(t *testing.T) {
 	w.check()
 }
 
+// TestWhatIsOnlyLateIsToldByTheNextTick: nobody has copied what a key owes for an
+// hour, and nothing says that it could not be.
+func TestWhatIsOnlyLateIsToldByTheNextTick(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	o := &outbox{}
+	w.keeper.Outbox = o
+	id := w.create(lifecycle.Spec{Name: "client"}).Key.ID
+	w.clock.Advance(time.Hour)
+	if err := w.keeper.Emit(t.Context(), id, "test", func(k *keyring.Key, _ *role.Role, c keyring.Cause) bool {
+		k.Record(c, keyring.EventAnomalyDetected, 1, "")
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	w.run(2*time.Minute, nil)
+	if k := w.key(id); len(k.Owed) != 0 {
+		t.Errorf("%d events are owed two minutes later", len(k.Owed))
+	}
+}
+
 // TestADeletionIsToldOnceItCanBe: the tombstone waits, and the name is free.
 func TestADeletionIsToldOnceItCanBe(t *testing.T) {
 	t.Parallel()

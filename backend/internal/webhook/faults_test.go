@@ -328,17 +328,23 @@ func TestLoadingSurvivesAnyFailure(t *testing.T) {
 			t.Errorf("operation %d: %v", at, err)
 		}
 		r.enqueue(event("k1", 2))
-		c.Advance(minReread)
-		if err := r.Recover(t.Context()); err != nil {
-			t.Errorf("operation %d: %v", at, err)
+		// Deliveries have begun, and may be what has failed: then they wait a while.
+		for range 10 {
+			c.Advance(minReread)
+			if err := r.Recover(t.Context()); err != nil {
+				t.Errorf("operation %d: %v", at, err)
+			}
+			r.quiet()
+			if len(r.memory.Paths("outbox/")) == 0 {
+				break
+			}
 		}
-		r.quiet()
 		if n := len(r.memory.Paths("outbox/")); n != 0 {
 			t.Errorf("operation %d: %d wait", at, n)
 		}
 		r.halt()
 	}
-	if n := len(rc.requests()); n != 5*4 {
+	if n := len(rc.requests()); n < 5*4 || n > 5*5 { // one may be told again where a failure hits it
 		t.Errorf("%d requests", n)
 	}
 }
