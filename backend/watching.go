@@ -439,7 +439,8 @@ func (w *watcher) flushLast(ctx context.Context) error {
 
 // tellFirsts tells of first uses before the pages have them and the notes, which
 // alone outlive a crash, are deleted. Where they were told already, as nearly
-// all were at once, it costs no storage but for keys that are not cached. A key
+// all were at once, it costs no storage but a read, once, of keys that are not
+// cached. A key
 // that fails is tried again by the next flush, and holds up no counts; an error
 // says that storage fails.
 func (w *watcher) tellFirsts(ctx context.Context) error {
@@ -454,6 +455,7 @@ func (w *watcher) tellFirsts(ctx context.Context) error {
 		}
 		err := w.tellFirst(ctx, one)
 		if err == nil || errors.Is(err, store.ErrDamaged) {
+			w.engine.keeper.Book.Told(one.keyID, one.version)
 			w.untold.Remove(one)
 			row = 0
 			continue

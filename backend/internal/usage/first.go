@@ -66,8 +66,12 @@ func (b *Book) Insist(ctx context.Context, firsts ...*First) error {
 }
 
 // Noted names each version of a key that was first used from somewhere since
-// its page was stored, also where a crash has left only that behind.
+// its page was stored, also where a crash has left only that behind, until Told
+// is called of it.
 func (b *Book) Noted() []First { return b.notes.versions() }
+
+// Told notes that the use of a version that is Noted is in its key's history.
+func (b *Book) Told(keyID string, version int) { b.notes.tell(keyID, version) }
 
 // unknown are those of firsts of which it is not known that storage has them.
 func (b *Book) unknown(firsts []*First) []*First {

@@ -66,6 +66,8 @@ type notedUse struct {
 	source  string
 	at      time.Time
 	note    *note
+	// told says that the use of the version is in the history of the key.
+	told bool
 }
 
 func (u *notedUse) first(keyID string) First { return First{keyID, u.version, u.source, u.at} }
@@ -241,7 +243,7 @@ func (n *notes) list(in *note, uses []First) {
 		if n.lists(&f) {
 			continue
 		}
-		n.uses[f.KeyID] = append(n.uses[f.KeyID], notedUse{f.Version, f.Source, f.At, in})
+		n.uses[f.KeyID] = append(n.uses[f.KeyID], notedUse{version: f.Version, source: f.Source, at: f.At, note: in})
 		n.count++
 		in.left++
 	}
@@ -263,21 +265,32 @@ func (n *notes) isGone(keyID string) bool { return n.gone.Contains(keyID) }
 // of returns the uses of a key that no page has.
 func (n *notes) of(keyID string) []First { return n.noted(keyID, false) }
 
-// versions names each version of a key that has uses which no page has, by one
-// of them.
+// versions names each version of a key that has uses which no page has, and of
+// which nobody was told, by the first of them.
 func (n *notes) versions() []First {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var all []First
 	for id, uses := range n.uses {
-		own := len(all)
-		for _, u := range uses {
-			if !slices.ContainsFunc(all[own:], func(f First) bool { return f.Version == u.version }) {
+		for i, u := range uses {
+			same := func(o notedUse) bool { return o.version == u.version }
+			if slices.IndexFunc(uses, same) == i && !slices.ContainsFunc(uses, func(o notedUse) bool { return same(o) && o.told }) {
 				all = append(all, u.first(id))
 			}
 		}
 	}
 	return all
+}
+
+// tell notes that the use of a version was told.
+func (n *notes) tell(keyID string, version int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for i := range n.uses[keyID] {
+		if u := &n.uses[keyID][i]; u.version == version {
+			u.told = true
+		}
+	}
 }
 
 // closedOf returns those uses of a key that were noted before the flush began.

@@ -220,3 +220,34 @@ func TestOutlinesAreBoundedByWhatTheyTake(t *testing.T) {
 		t.Errorf("none take %d bytes", os.size)
 	}
 }
+
+// TestWhatIsToldIsNotedNoMore, however many flushes it takes until a page has it.
+func TestWhatIsToldIsNotedNoMore(t *testing.T) {
+	t.Parallel()
+	_, tracker, b := drawered()
+	use := func(version int, source string) {
+		t.Helper()
+		if err := b.Remember(t.Context(), tracker.Record(noon, "k", version, source, true)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	noted := func(want ...int) {
+		t.Helper()
+		var got []int
+		for _, f := range b.Noted() {
+			got = append(got, f.Version)
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("versions %v are to be told, want %v", got, want)
+		}
+	}
+	use(1, "c|eu")
+	use(1, "c|us")
+	noted(1)
+	b.Told("k", 1)
+	noted()
+	use(1, "c|ap")
+	use(2, "c|eu")
+	noted(2)
+}

@@ -217,7 +217,7 @@ func TestAReadDecodesOneKey(t *testing.T) { //nolint:paralleltest // it compares
 func TestAMonthOf100000KeysIsBounded(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
-		t.Skip("it encodes and decodes some hundred megabytes")
+		t.Skip("SKIP: -short leaves out what encodes and decodes some hundred megabytes")
 	}
 	const keys = 100_000
 	for _, hours := range []int64{168, keepTotals} {
