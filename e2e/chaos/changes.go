@@ -55,7 +55,7 @@ func (w *world) make(ctx context.Context, k *key, c change) {
 			w.t.Errorf("%s of %s: %v", c.what, k.name, err)
 		}
 		op.Unknown()
-	case a.refused() && attempts == 1 && !w.struckSince(a.sent):
+	case a.refused() && attempts == 1 && !w.struck(a.sent, a.answered, breaks):
 		// Else Vault may have lost its plugin after that had done it, and asked
 		// the next one again.
 		op.Refused()
@@ -167,7 +167,7 @@ func (w *world) rotate(ctx context.Context, rng *rand.Rand, k *key, current int,
 		body: fields{"overlap_period": overlap.String(), "request_id": requestID(rng)},
 		outcome: func(a answer) (oracle.Outcome, error) {
 			made, err := w.made(k, a)
-			out := oracle.Outcome{Added: made.Version}
+			out := oracle.Outcome{Added: made.Version, Active: made.Version}
 			switch {
 			case err != nil:
 			case overlap == 0:
@@ -217,7 +217,7 @@ func (w *world) rotateAndPromote(ctx context.Context, rng *rand.Rand, k *key, cu
 func (w *world) promote(ctx context.Context, k *key, current, pending int) {
 	w.make(ctx, k, change{
 		what: "promote", method: http.MethodPost, path: "promote/" + k.name, body: fields{"version": pending},
-		intent: oracle.Intent{Supersedes: current, Overlap: 30 * time.Second},
+		intent: oracle.Intent{Supersedes: current, Overlap: 30 * time.Second, Activates: pending},
 		outcome: func(a answer) (oracle.Outcome, error) {
 			out, err := superseded(a, current)
 			out.Active = pending
@@ -245,7 +245,7 @@ func superseded(a answer, former int) (oracle.Outcome, error) {
 func (w *world) rollback(ctx context.Context, k *key, current, to int) {
 	w.make(ctx, k, change{
 		what: "rollback", method: http.MethodPost, path: "rollback/" + k.name, body: fields{"version": to},
-		intent: oracle.Intent{Supersedes: current, Overlap: manualOverlap, Revives: []int{to}},
+		intent: oracle.Intent{Supersedes: current, Overlap: manualOverlap, Activates: to},
 		outcome: func(a answer) (oracle.Outcome, error) {
 			out, err := superseded(a, current)
 			out.Active = to
@@ -293,7 +293,7 @@ func (w *world) revokeActive(ctx context.Context, k *key, current int, compromis
 				return oracle.Outcome{}, errNotActive
 			}
 			made, err := w.made(k, a)
-			return oracle.Outcome{Added: made.Version, Ended: []int{current}, Final: true}, err
+			return oracle.Outcome{Added: made.Version, Active: made.Version, Ended: []int{current}, Final: true}, err
 		},
 	})
 }

@@ -25,12 +25,15 @@
 //
 // As root on Linux, nodes get namespaces (ip, of iproute2) and disks (mkfs.ext4,
 // mount -o loop, fsfreeze). Without one of these, the faults that need it are
-// left out and the report names them. It leaves no namespace, link or mount
+// left out and the report names them; with APIKEYS_E2E_REQUIRE=1, root may lack
+// only what the kernel refuses. It leaves no namespace, link or mount
 // behind, and removes those of a run that was killed.
 //
 // # What is judged how
 //
-// See package oracle. Errors and "unavailable" are no refusals: they are counted
-// apart and have a budget. The last act, restoring a snapshot, is outside the
+// See package oracle. What a fault excuses is a field of the fault: see reach.
+// Errors and "unavailable" are no refusals: they are counted apart and have a
+// budget, and a small one while no fault is on. How much a run has to reach
+// stands in acceptance.go. The last act, restoring a snapshot, is outside the
 // oracle: it takes the mount back in time, which is what it is for.
 package chaos

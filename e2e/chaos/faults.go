@@ -19,7 +19,8 @@ import (
 // fault is something bad that can be healed. strike returns what heals it; it
 // is called by the goroutine of the test.
 type fault struct {
-	name string
+	name  string
+	reach reach
 	// needs names what the machine must allow; nil is nothing.
 	needs func(w *world) bool
 	// most is how long it lasts at most, least at least.
@@ -101,20 +102,28 @@ func (w *world) kill(node int) (func() error, error) {
 	return func() error { return w.bringUp(w.cluster.Nodes[node]) }, nil
 }
 
-func (w *world) signal(node int, plugin bool) (func() error, error) {
-	srv := w.cluster.Nodes[node]
-	send := srv.Signal
-	if plugin {
-		pids := srv.PluginPIDs(harness.PluginName)
-		if len(pids) == 0 {
-			return nil, errors.New("the leader runs no plugin now")
+// plugins returns what sends signals to the plugins of a node. To have none is an
+// error: nothing would be struck.
+func (w *world) plugins(node int) (send func(syscall.Signal) error, err error) {
+	pids := w.cluster.Nodes[node].PluginPIDs(harness.PluginName)
+	if len(pids) == 0 {
+		return nil, errors.New("the leader runs no plugin now")
+	}
+	return func(sig syscall.Signal) error {
+		var errs error
+		for _, pid := range pids {
+			errs = errors.Join(errs, syscall.Kill(pid, sig))
 		}
-		send = func(sig syscall.Signal) error {
-			var errs error
-			for _, pid := range pids {
-				errs = errors.Join(errs, syscall.Kill(pid, sig))
-			}
-			return errs
+		return errs
+	}, nil
+}
+
+func (w *world) signal(node int, plugin bool) (func() error, error) {
+	send := w.cluster.Nodes[node].Signal
+	if plugin {
+		var err error
+		if send, err = w.plugins(node); err != nil {
+			return nil, err
 		}
 	}
 	if err := send(syscall.SIGSTOP); err != nil {
@@ -131,9 +140,9 @@ func (w *world) signal(node int, plugin bool) (func() error, error) {
 
 // faults are all that there are.
 var faults = []fault{
-	{name: "kill -9 the leader", least: 0, most: 4 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) { return w.kill(leader) })},
-	{name: "kill -9 a standby", least: 0, most: 4 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) { return w.kill(other(leader)) })},
-	{name: "kill -9 both standbys", least: time.Second, most: 5 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
+	{name: "kill -9 the leader", reach: breaks, least: 0, most: 4 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) { return w.kill(leader) })},
+	{name: "kill -9 a standby", reach: aside, least: 0, most: 4 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) { return w.kill(other(leader)) })},
+	{name: "kill -9 both standbys", reach: twoLeaders, least: time.Second, most: 5 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
 		var heals []func() error
 		for i := range nodes {
 			if i != leader {
@@ -143,29 +152,28 @@ var faults = []fault{
 		}
 		return func() error { return errors.Join(heals[0](), heals[1]()) }, nil
 	})},
-	{name: "kill -9 the plugin", strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
-		for _, pid := range w.cluster.Nodes[leader].PluginPIDs(harness.PluginName) {
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-				return nil, err
-			}
+	{name: "kill -9 the plugin", reach: breaks, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
+		send, err := w.plugins(leader)
+		if err != nil {
+			return nil, err
 		}
-		return nothing, nil
+		return nothing, send(syscall.SIGKILL)
 	})},
-	{name: "step down", strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
+	{name: "step down", reach: breaks, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
 		return nothing, w.cluster.Nodes[leader].Client.Sys().StepDown()
 	})},
-	{name: "seal the leader", least: time.Second, most: 6 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
+	{name: "seal the leader", reach: breaks, least: time.Second, most: 6 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
 		node := w.cluster.Nodes[leader]
 		return func() error { return w.bringUp(node) }, node.Client.Sys().Seal()
 	})},
-	{name: "SIGTERM the leader", least: 0, most: 3 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
+	{name: "SIGTERM the leader", reach: breaks, least: 0, most: 3 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
 		node := w.cluster.Nodes[leader]
 		node.Stop(w.t)
 		return func() error { return w.bringUp(node) }, nil
 	})},
-	{name: "SIGSTOP the leader", least: 2 * time.Second, most: 20 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) { return w.signal(leader, false) })},
-	{name: "SIGSTOP the plugin", least: 2 * time.Second, most: 20 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) { return w.signal(leader, true) })},
-	{name: "full disk of the leader", needs: hasDisks, least: 4 * time.Second, most: 10 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
+	{name: "SIGSTOP the leader", reach: twoLeaders, least: 2 * time.Second, most: 20 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) { return w.signal(leader, false) })},
+	{name: "SIGSTOP the plugin", reach: breaks, least: 2 * time.Second, most: 20 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) { return w.signal(leader, true) })},
+	{name: "full disk of the leader", reach: twoLeaders, needs: hasDisks, least: 4 * time.Second, most: 10 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
 		d := w.disks[leader]
 		return func() error {
 			if err := d.empty(); err != nil {
@@ -182,26 +190,26 @@ var faults = []fault{
 			return nil
 		}, d.fill()
 	})},
-	{name: "hanging disk of the leader", needs: hasDisks, least: 2 * time.Second, most: 15 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
+	{name: "hanging disk of the leader", reach: twoLeaders, needs: hasDisks, least: 2 * time.Second, most: 15 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
 		return w.disks[leader].thaw, w.disks[leader].freeze()
 	})},
-	{name: "slow disk of the leader", needs: hasDisks, least: 4 * time.Second, most: 10 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
+	{name: "slow disk of the leader", reach: twoLeaders, needs: hasDisks, least: 4 * time.Second, most: 10 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
 		return w.slow(w.disks[leader]), nil
 	})},
-	{name: "leader cut from the other nodes", needs: hasNet, least: 3 * time.Second, most: 12 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
+	{name: "leader cut from the other nodes", reach: twoLeaders, needs: hasNet, least: 3 * time.Second, most: 12 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
 		return func() error { return w.net.setLink(leader, toNodes, true) }, w.net.setLink(leader, toNodes, false)
 	})},
-	{name: "leader cut from all", needs: hasNet, least: 3 * time.Second, most: 12 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
+	{name: "leader cut from all", reach: twoLeaders, needs: hasNet, least: 3 * time.Second, most: 12 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
 		both := func(up bool) error {
 			return errors.Join(w.net.setLink(leader, toNodes, up), w.net.setLink(leader, toClients, up))
 		}
 		return func() error { return both(true) }, both(false)
 	})},
-	{name: "leader and a standby cut from each other", needs: hasNet, least: 3 * time.Second, most: 12 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
+	{name: "leader and a standby cut from each other", reach: twoLeaders, needs: hasNet, least: 3 * time.Second, most: 12 * time.Second, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
 		peer := other(leader)
 		return func() error { return w.net.setPair(leader, peer, true) }, w.net.setPair(leader, peer, false)
 	})},
-	{name: "upgrade or downgrade in place", strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
+	{name: "upgrade or downgrade in place", reach: breaks, strike: onLeader(func(w *world, leader int, _ time.Duration) (func() error, error) {
 		version := newer
 		if w.version.Load() == newer {
 			version = older
@@ -214,12 +222,12 @@ var faults = []fault{
 		_, err := client.Sys().ReloadPlugin(&api.ReloadPluginInput{Mounts: []string{mount + "/"}})
 		return nothing, err
 	})},
-	{name: "wall clock of a verifier leaps", needs: hasEdges, least: 5 * time.Second, most: 15 * time.Second, strike: func(w *world, _ time.Duration) (func() error, error) {
+	{name: "wall clock of a verifier leaps", reach: aside, needs: hasEdges, least: 5 * time.Second, most: 15 * time.Second, strike: func(w *world, _ time.Duration) (func() error, error) {
 		e := w.edges[rand.IntN(len(w.edges))]
 		e.skew.Store(int64(2*rand.N(24*time.Hour) - 24*time.Hour))
 		return func() error { e.skew.Store(0); return nil }, nil
 	}},
-	{name: "way of a verifier cut", needs: hasEdges, least: 10 * time.Second, most: 30 * time.Second, strike: func(w *world, _ time.Duration) (func() error, error) {
+	{name: "way of a verifier cut", reach: aside, needs: hasEdges, least: 10 * time.Second, most: 30 * time.Second, strike: func(w *world, _ time.Duration) (func() error, error) {
 		e := w.edges[rand.IntN(len(w.edges))]
 		e.way.cut.Store(true)
 		return func() error { e.way.cut.Store(false); return nil }, nil
@@ -301,20 +309,34 @@ func (w *world) countLeaders(ctx context.Context) {
 	}
 }
 
-// torture lets one fault after the other strike, all kinds in turn, until the
-// time is over.
-func (w *world) torture(rng *rand.Rand, until time.Time) error {
+// usable are the faults that the machine allows, and that were asked for.
+func (w *world) usable() []fault {
 	var usable []fault
 	for _, f := range faults {
 		if (f.needs == nil || f.needs(w)) && (w.size.Faults == nil || w.size.Faults.MatchString(f.name)) {
 			usable = append(usable, f)
 		}
 	}
+	return usable
+}
+
+// restEvery is after how many rounds of all faults there is a rest, in which what
+// waits for the tick gets its turn: it comes within a minute of a start, and most
+// faults make one sooner.
+const (
+	restEvery = 2
+	rest      = scheduleBound + 20*time.Second
+)
+
+// torture lets one fault after the other strike, all kinds in turn, until the
+// time is over.
+func (w *world) torture(rng *rand.Rand, until time.Time) error {
+	usable := w.usable()
 	if len(usable) == 0 {
 		return errors.New("no fault is left")
 	}
 	short := w.size.Time < 5*time.Minute
-	for round := 0; ; round++ {
+	for round := 1; ; round++ {
 		rng.Shuffle(len(usable), func(i, j int) { usable[i], usable[j] = usable[j], usable[i] })
 		for _, f := range usable {
 			if !time.Now().Before(until) {
@@ -333,11 +355,14 @@ func (w *world) torture(rng *rand.Rand, until time.Time) error {
 			// Time to recover, in which all must go well.
 			time.Sleep(3*time.Second + time.Duration(rng.Int64N(int64(3*time.Second))))
 		}
+		if round%restEvery == 0 && w.size.Faults == nil {
+			time.Sleep(max(0, min(rest, time.Until(until))))
+		}
 	}
 }
 
 func (w *world) one(f fault, hold time.Duration) error {
-	w.setStruck(true)
+	w.spellBegins(f.reach)
 	began := now()
 	heal, err := f.strike(w, hold)
 	if err == nil {
@@ -361,7 +386,7 @@ func (w *world) one(f fault, hold time.Duration) error {
 			return fmt.Errorf("not whole again after %s and a restart of all nodes: %w", healTimeout, err)
 		}
 	}
-	w.setStruck(false)
+	w.spellEnds()
 	if err != nil {
 		// A node that was just busy with something else; the next one strikes.
 		w.t.Logf("%s did not strike: %v", f.name, err)
@@ -373,26 +398,4 @@ func (w *world) one(f fault, hold time.Duration) error {
 	w.strikes = append(w.strikes, Strike{Fault: f.name, Time: began, Lasted: struckFor.Seconds(), Healed: now().Sub(healing).Seconds()})
 	w.t.Logf("%s for %.1f s, whole again after %.1f s", f.name, struckFor.Seconds(), now().Sub(healing).Seconds())
 	return nil
-}
-
-// supersededBound is how long a node that has lost its place without noticing may
-// answer from its cache: docs/adr/0013-who-is-in-charge.md.
-const supersededBound = 2 * time.Second
-
-// vaultLate is how long after its end Vault may accept a version: not at all
-// while no fault is on.
-func (w *world) vaultLate() time.Duration {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.struck {
-		return supersededBound
-	}
-	return 0
-}
-
-func (w *world) setStruck(yes bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.struck = yes
-	w.calm = now()
 }

@@ -46,6 +46,8 @@ type client struct {
 	mu       sync.Mutex
 	version  int
 	token    string
+	fetched  time.Time // when it asked for its version; zero, if it did not
+	ttl      time.Duration
 	next     time.Time // when to read again
 	fetching bool
 }
@@ -92,12 +94,18 @@ func (f *fleet) leave(k *key) {
 	}
 }
 
-// use is a key that a client presents.
+// use is a key that a client presents. A client that behaves has fetched it,
+// and is to use it until some moment.
 type use struct {
-	client  *client
-	version int
-	token   string
+	client         *client
+	version        int
+	token          string
+	fetched, until time.Time
 }
+
+// agentLag is how long after its ttl a client may read its key again: Agent
+// waits for a second more.
+const agentLag = time.Second
 
 // pick picks clients and what they present now.
 func (f *fleet) pick(rng *rand.Rand, n int) []use {
@@ -133,7 +141,11 @@ func (f *fleet) present(c *client) use {
 	default:
 		c.version, c.token = c.key.any()
 	}
-	return use{c, c.version, c.token}
+	u := use{client: c, version: c.version, token: c.token}
+	if !c.fetched.IsZero() {
+		u.fetched, u.until = c.fetched, c.fetched.Add(c.ttl+agentLag)
+	}
+	return u
 }
 
 // fetch has the key of a client read; its lock is held. Imported keys by their
@@ -157,32 +169,42 @@ func (f *fleet) fetcher(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case c := <-f.fetches:
-			a := f.w.calls.call(ctx, verifyTimeout, http.MethodGet, mount+"/static-creds/"+c.key.name, nil)
-			var got newVersion
-			err := a.decode(&got)
-			c.mu.Lock()
-			c.fetching = false
-			if err == nil && got.APIKey != "" {
-				c.version, c.token = got.Version, got.APIKey
-				c.next = now().Add(time.Duration(got.TTL) * time.Second)
-				if c.key.role != roleManual && c.key.token(got.Version) == "" {
-					f.w.oracle.Born(c.key.name, got.Version, a.sent, a.answered)
-				}
-				f.w.secrets.Add(got.APIKey, fmt.Sprintf("version %d of %s", got.Version, c.key.name))
-				if c.key.role != roleManual {
-					c.key.learn(got.Version, got.APIKey)
-				}
-			} else {
-				c.next = now().Add(500 * time.Millisecond)
-			}
-			c.mu.Unlock()
+			f.read(ctx, c)
 		}
+	}
+}
+
+// read reads the key of a client. Its ttl counts from when it asked: that the
+// answer came late is not the engine's doing.
+func (f *fleet) read(ctx context.Context, c *client) {
+	a := f.w.calls.call(ctx, verifyTimeout, http.MethodGet, mount+"/static-creds/"+c.key.name, nil)
+	var got newVersion
+	err := a.decode(&got)
+	if err == nil || a.status == http.StatusNotFound && a.refused() {
+		f.w.oracle.Fetched(oracle.Fetch{Key: c.key.name, Version: got.Version, Sent: a.sent, Answered: a.answered, Late: f.w.late(a.sent, a.answered)})
+	}
+	if err == nil && (got.APIKey == "" || got.TTL < 1) {
+		f.w.t.Errorf("static-creds of %s: version %d, key there: %v, ttl %d", c.key.name, got.Version, got.APIKey != "", got.TTL)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fetching = false
+	if err != nil || got.APIKey == "" {
+		c.next = now().Add(500 * time.Millisecond)
+		return
+	}
+	c.version, c.token, c.fetched, c.ttl = got.Version, got.APIKey, a.sent, time.Duration(got.TTL)*time.Second
+	c.next = now().Add(c.ttl)
+	f.w.secrets.Add(got.APIKey, fmt.Sprintf("version %d of %s", got.Version, c.key.name))
+	if c.key.role != roleManual {
+		c.key.learn(got.Version, got.APIKey)
 	}
 }
 
 // judge tells the oracle, and the client, what a verifier answered.
 func (f *fleet) judge(u use, v oracle.Verification) {
-	v.Key, v.Version = u.client.key.name, u.version
+	v.Key, v.Version, v.Fetched, v.Until = u.client.key.name, u.version, u.fetched, u.until
+	v.Calm = f.w.calm(v.Sent, v.Answered)
 	f.w.oracle.Judge(v)
 	f.uses[u.client.kind].Add(1)
 	if v.Verdict != oracle.Refused {
@@ -213,9 +235,8 @@ func (f *fleet) batch(ctx context.Context, uses []use) {
 	for i, u := range uses {
 		items[i] = fields{"api_key": u.token, "source": u.client.kind.String()[:4]}
 	}
-	late := f.w.vaultLate()
 	a := f.w.calls.call(ctx, verifyTimeout, http.MethodPost, mount+"/verify", fields{"batch_input": items})
-	late = max(late, f.w.vaultLate())
+	late := f.w.late(a.sent, a.answered)
 	var got struct {
 		Results []struct {
 			Valid   bool   `json:"valid"`
@@ -262,8 +283,9 @@ type edge struct {
 const (
 	edgePoll     = time.Second
 	edgeMaxStale = 20 * time.Second
-	// edgeBound is what a healthy feed promises: poll and 250 ms.
-	edgeBound = edgePoll + 250*time.Millisecond
+	// edgeSlack is what its bound has beyond the poll interval, or beyond
+	// MaxStale where the feed is lost.
+	edgeSlack = 250 * time.Millisecond
 	// edgeEarly is what its idea of Vault's clock may be ahead.
 	edgeEarly = 250 * time.Millisecond
 )
@@ -273,6 +295,47 @@ type way struct {
 	clients []*vaultclient.Client
 	good    atomic.Int32
 	cut     atomic.Bool
+	feed    feed
+}
+
+// feed is what is seen here of the questions of a verifier for changes: its own
+// word is not taken for how late it may be.
+type feed struct {
+	mu sync.Mutex
+	// good is when the last question was sent that was answered well, answered
+	// when that was, and before the good one before it.
+	before, good, answered time.Time
+	asking, failed         bool
+}
+
+func (f *feed) ask(sent time.Time) (done func(at time.Time, err error)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asking = true
+	return func(at time.Time, err error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.asking = false
+		if f.failed = err != nil; !f.failed {
+			f.before, f.good, f.answered = f.good, sent, at
+		}
+	}
+}
+
+// late is how long after its end the verifier may accept a version now: since it
+// last asked with success, and at most for MaxStale. It has no excuse where it
+// does not ask when it is to.
+func (f *feed) late(at time.Time) time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	age := at.Sub(f.good)
+	switch {
+	case at.Sub(f.answered) < edgeSlack:
+		age = at.Sub(f.before) // it may not have taken the answer in
+	case !f.asking && !f.failed:
+		age = min(age, edgePoll)
+	}
+	return min(max(age, edgePoll), edgeMaxStale) + edgeSlack
 }
 
 func (y *way) each(do func(c *vaultclient.Client) error) error {
@@ -289,7 +352,13 @@ func (y *way) each(do func(c *vaultclient.Client) error) error {
 
 // Read implements verifier.Client.
 func (y *way) Read(ctx context.Context, path string, query url.Values, out any) error {
-	return y.each(func(c *vaultclient.Client) error { return c.Read(ctx, path, query, out) })
+	done := func(time.Time, error) {}
+	if path == "sync" {
+		done = y.feed.ask(now())
+	}
+	err := y.each(func(c *vaultclient.Client) error { return c.Read(ctx, path, query, out) })
+	done(now(), err)
+	return err
 }
 
 // Write implements verifier.Client.
@@ -341,15 +410,10 @@ func (e *edge) verify(ctx context.Context, rng *rand.Rand, size int, pace <-chan
 func (e *edge) one(ctx context.Context, u use) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	age := e.verifier.Health().FeedAge
 	v := oracle.Verification{Class: "edge", Verifier: e.name, Sent: now(), Early: edgeEarly}
+	v.Late = e.way.feed.late(v.Sent)
 	result, err := e.verifier.Verify(ctx, u.token, verifier.Check{})
 	v.Answered = now()
-	v.Late = edgeBound
-	if age = max(age, e.verifier.Health().FeedAge); age > edgePoll {
-		// The feed is late: what is cached is accepted until MaxStale.
-		v.Late = min(age, edgeMaxStale) + 250*time.Millisecond
-	}
 	v.Code = string(result.Code)
 	switch result.Verdict {
 	case verifier.Accepted:

@@ -23,11 +23,12 @@ type Report struct {
 	Seed    uint64    `json:"seed"`
 	// Missing is what the machine did not allow, and so was not tried.
 	Missing []string `json:"missing,omitempty"`
+	// Usable are the faults that could be tried.
+	Usable  []string `json:"usable"`
 	Strikes []Strike `json:"faults"`
 	oracle.Summary
 	Changes map[string]int `json:"changes"`
-	// Clients are the uses by clients of each kind, and how many were refused,
-	// rightly.
+	// Clients are the uses by clients of each kind, and how many were refused.
 	Clients map[string]Uses `json:"clients"`
 	Leased  int64           `json:"leased_keys"`
 	Jobs    int64           `json:"bulk_jobs"`
@@ -104,6 +105,8 @@ func (r *Report) Markdown() string {
 		{"refused", func(c oracle.Class) int { return c.Refused }},
 		{"unavailable", func(c oracle.Class) int { return c.Unavailable }},
 		{"no answer", func(c oracle.Class) int { return c.Errors }},
+		{"all, while no fault was on", func(c oracle.Class) int { return c.Calm }},
+		{"unavailable or no answer, while no fault was on", func(c oracle.Class) int { return c.CalmLost }},
 	} {
 		line("| %s | %d | %d |", row.name, row.of(vault), row.of(edge))
 	}
@@ -139,7 +142,7 @@ func (r *Report) Markdown() string {
 		line("| %s | %d |", name, r.Changes[name])
 	}
 
-	line("\n## Clients\n\nRefusals here are right ones: of versions that were ended.\n\n| clients | uses | refused |\n|---|---:|---:|")
+	line("\n## Clients\n\nOf %d answers to clients that read their keys, and of %d uses by those that kept to the ttl of such an answer, each was judged: a refusal in its time is a violation, unless somebody has ended the version since.\n\n| clients | uses | refused |\n|---|---:|---:|", r.Fetches, r.InTime)
 	for _, name := range slices.Sorted(maps.Keys(r.Clients)) {
 		line("| %s | %d | %d |", name, r.Clients[name].Uses, r.Clients[name].Refused)
 	}

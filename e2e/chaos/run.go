@@ -47,6 +47,9 @@ func Run(t testing.TB, size Size) *Report {
 	}
 	stop()
 	r := &Report{Began: w.begun, Seconds: now().Sub(w.begun).Seconds(), Seed: size.Seed, Missing: w.missing, Strikes: w.strikes}
+	for _, f := range w.usable() {
+		r.Usable = append(r.Usable, f.name)
+	}
 	if err == nil {
 		w.lastLook(ctx, r)
 		r.Edges = w.edgeStats()
@@ -180,15 +183,11 @@ func (w *world) goOn(parent context.Context, all *sync.WaitGroup) (stop func()) 
 // was told.
 func (w *world) lastLook(ctx context.Context, r *Report) {
 	for _, k := range w.keys {
-		info, err := w.observe(ctx, k)
-		if err != nil {
+		if _, err := w.observe(ctx, k); err != nil {
 			w.t.Errorf("the last look: %v", err)
-			continue
-		}
-		if k.role == roleScheduled {
-			w.checkPeriod(k, info)
 		}
 	}
+	w.checkSchedule(ctx)
 	deadline := time.Now().Add(6 * time.Minute)
 	for pending := -1; pending != 0; {
 		a, _ := w.calls.until(ctx, mutateTimeout, http.MethodGet, mount+"/webhooks/chaos", nil)
@@ -258,14 +257,46 @@ func (w *world) explain(ctx context.Context) {
 	}
 }
 
-// checkPeriod checks that no key was rotated by schedule before its time.
-func (w *world) checkPeriod(k *key, info keyInfo) {
-	for i := 1; i < len(info.Versions); i++ {
-		younger, older := info.Versions[i-1], info.Versions[i]
-		if apart := younger.CreatedTime.Sub(older.CreatedTime); apart < autoPeriod-autoPeriod/4 {
-			w.oracle.Add(oracle.Violation{Kind: oracle.DoubleRotation, Key: k.name, Version: younger.Version, Time: younger.CreatedTime, Detail: fmt.Sprintf("rotated %s after the version before it", apart)})
+// checkSchedule checks that no key was rotated by schedule before its time, nor
+// later than it may. It waits until what is due by now must have been rotated.
+func (w *world) checkSchedule(ctx context.Context) {
+	until := now().Add(scheduleBound)
+	for _, k := range w.of(roleScheduled) {
+		for {
+			info, err := w.observe(ctx, k)
+			if err != nil {
+				w.t.Errorf("the schedule of %s: %v", k.name, err)
+				break
+			}
+			if len(info.Versions) > 0 && now().Before(until) && now().Sub(info.Versions[0].CreatedTime) > autoPeriod {
+				pause(ctx, time.Second)
+				continue
+			}
+			w.mu.Lock()
+			found := periods(k.name, info, w.spells, now())
+			w.mu.Unlock()
+			w.oracle.Add(found...)
+			break
 		}
 	}
+}
+
+// periods judges how far apart the versions of a key are that is rotated by
+// schedule, and the last of them and now. Nobody else rotates it.
+func periods(name string, info keyInfo, spells spells, now time.Time) []oracle.Violation {
+	var found []oracle.Violation
+	next, number := now, 0 // the newest version comes first
+	for _, v := range info.Versions {
+		apart, due := next.Sub(v.CreatedTime), v.CreatedTime.Add(autoPeriod+autoPeriod*autoJitter/100)
+		if number != 0 && apart < autoPeriod-time.Second {
+			found = append(found, oracle.Violation{Kind: oracle.DoubleRotation, Key: name, Version: number, Time: next, Detail: fmt.Sprintf("rotated %s after the version before it", apart)})
+		}
+		if quiet := spells.quiet(due, next, breaks); quiet > scheduleBound {
+			found = append(found, oracle.Violation{Kind: oracle.LateRotation, Key: name, Version: v.Version, Time: next, Detail: fmt.Sprintf("not rotated for %s, though nothing was broken off for %s since it was due", apart, quiet)})
+		}
+		next, number = v.CreatedTime, v.Version
+	}
+	return found
 }
 
 func (w *world) edgeStats() map[string]string {

@@ -13,6 +13,11 @@
 //	      lies wholly outside, and later than the verifier's published bound
 //	      allows, is a late acceptance
 //
+// Beside them stands the promise itself, which does not depend on what the engine
+// answered about deadlines: a client that reads its key when its ttl is over is
+// not refused, unless somebody has ended the version since it did, see
+// [Verification]; and what it reads is the active version, see [Oracle.Fetched].
+//
 // A call whose outcome is unknown, because the connection broke or the server
 // answered that it could not tell, takes times out of must and adds them to
 // may, until the key has been read again.

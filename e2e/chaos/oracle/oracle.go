@@ -18,10 +18,17 @@ const (
 	// FalseRefusal: a verifier said no to a version that was accepted for the
 	// whole call.
 	FalseRefusal Kind = "false refusal"
+	// ClientRefused: a verifier said no to a client that had read its key
+	// within the time that it was told to, though nobody had ended that.
+	ClientRefused Kind = "refused in its time"
+	// Stale: a client that read its key was given a version that was no longer
+	// the active one.
+	Stale Kind = "stale key"
 	// LateAcceptance: a verifier said yes to a version that had ended longer
 	// ago than its bound.
 	LateAcceptance Kind = "late acceptance"
-	// LostKey: a key or version that was answered, and never ended, is unknown.
+	// LostKey: a key or version that was answered, and never ended, is unknown;
+	// or a client that reads its key is told that there is no active version.
 	LostKey Kind = "lost key"
 	// EndedEarly: a key reads as ended that nobody has ended.
 	EndedEarly Kind = "ended early"
@@ -29,6 +36,8 @@ const (
 	Revived Kind = "revived"
 	// DoubleRotation: a key has more versions than it was rotated.
 	DoubleRotation Kind = "double rotation"
+	// LateRotation: a key was not rotated when its schedule had it due.
+	LateRotation Kind = "late rotation"
 	// LostRotation: a rotation that was answered is gone.
 	LostRotation Kind = "lost rotation"
 	// Mistaken: a verifier accepted a key as another key or version.
@@ -41,7 +50,7 @@ const (
 )
 
 // Kinds are all kinds of violations.
-var Kinds = []Kind{FalseRefusal, LateAcceptance, LostKey, EndedEarly, Revived, DoubleRotation, LostRotation, Mistaken, LostEvent, WrongEvent}
+var Kinds = []Kind{FalseRefusal, ClientRefused, Stale, LateAcceptance, LostKey, EndedEarly, Revived, DoubleRotation, LateRotation, LostRotation, Mistaken, LostEvent, WrongEvent}
 
 // Violation is one thing that went wrong. It holds no secret.
 type Violation struct {
@@ -68,6 +77,8 @@ type Oracle struct {
 	classes    map[string]*Class
 	rotations  int
 	unknown    int
+	fetches    int
+	inTime     int
 }
 
 // Class is what verifiers of one class answered.
@@ -79,6 +90,10 @@ type Class struct {
 	Unavailable int `json:"unavailable"`
 	// Errors are calls without an answer.
 	Errors int `json:"errors"`
+	// Calm are those verifications that no fault can have disturbed, and
+	// CalmLost those of them that were unavailable, or errors.
+	Calm     int `json:"calm"`
+	CalmLost int `json:"calm_lost"`
 	// Codes counts the refusals.
 	Codes map[string]int `json:"codes"`
 	// Late are acceptances of versions that had ended, within the bounds or not,
@@ -90,6 +105,7 @@ type Class struct {
 type key struct {
 	versions map[int]*version
 	latest   int
+	learnt   time.Time // when latest was answered
 	// overlap is not 0 where others than the caller change the key.
 	overlap time.Duration
 	trail   []string // what was last done to it, for people
@@ -99,7 +115,10 @@ type key struct {
 
 type version struct {
 	must, may spans
-	final     bool
+	// leads are the times in which it can have been the active one, ended those
+	// in which somebody may have ended it before its time.
+	leads, ended spans
+	final        bool
 }
 
 // trailKept bounds the trail of a key.
@@ -156,17 +175,24 @@ func (o *Oracle) Foreign(name string, overlap time.Duration) {
 	o.key(name).overlap = overlap
 }
 
-// Born notes that a version came to be in a call, and is accepted until
-// somebody ends it.
+// Born notes that a version came to be in a call, as the active one, and is
+// accepted until somebody ends it.
 func (o *Oracle) Born(name string, number int, sent, answered time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.born(name, number, sent, answered)
+}
+
+func (o *Oracle) born(name string, number int, sent, answered time.Time) {
 	k := o.key(name)
 	k.born(number, sent, answered)
 	if k.overlap > 0 && k.latest > 0 && number > k.latest {
 		o.rotations += number - k.latest
 	}
-	k.latest = max(k.latest, number)
+	if number >= k.latest {
+		k.lead(number, sent, answered)
+	}
+	k.grown(number, answered)
 }
 
 func (k *key) born(number int, sent, answered time.Time) {
@@ -178,6 +204,32 @@ func (k *key) born(number int, sent, answered time.Time) {
 	v.must, v.may = v.must.with(answered, until), v.may.with(sent, time.Time{})
 }
 
+// grown notes that there is a version of this number.
+func (k *key) grown(number int, answered time.Time) {
+	if number > k.latest {
+		k.latest, k.learnt = number, answered
+	}
+}
+
+// lead notes that a version was the active one at some moment of a call, and
+// was not before it, if the call made it so.
+func (k *key) lead(number int, sent, answered time.Time) {
+	if k.overlap > 0 { // others made it so, nobody knows when
+		sent = time.Time{}
+		for older := k.latest + 1; older < number; older++ {
+			v := k.version(older)
+			v.leads = v.leads.with(sent, answered)
+		}
+	}
+	for other, v := range k.versions {
+		if other != number {
+			v.leads = v.leads.cut(answered)
+		}
+	}
+	v := k.version(number)
+	v.leads = v.leads.with(sent, time.Time{})
+}
+
 // Intent is what a call may do to a key.
 type Intent struct {
 	// Ends are versions that it may end at once, Revives those that it may
@@ -187,8 +239,10 @@ type Intent struct {
 	// 0 is none.
 	Supersedes int
 	Overlap    time.Duration
-	// Adds tells whether it makes a version.
-	Adds bool
+	// Adds tells whether it makes a version, Activates is one that there is and
+	// that it makes the active one; 0 is none.
+	Adds      bool
+	Activates int
 }
 
 // Op is a change that is under way.
@@ -214,7 +268,7 @@ func (o *Oracle) Begin(name string, sent time.Time, in Intent) *Op {
 	k.note(sent, "begin %+v", in)
 	for _, number := range in.Ends {
 		v := k.version(number)
-		v.must = v.must.cut(sent)
+		v.must, v.ended = v.must.cut(sent), v.ended.with(sent, time.Time{})
 	}
 	if in.Supersedes != 0 {
 		v := k.version(in.Supersedes)
@@ -224,9 +278,15 @@ func (o *Oracle) Begin(name string, sent time.Time, in Intent) *Op {
 		v := k.version(number)
 		v.may = v.may.with(sent, time.Time{})
 	}
+	leads := []int{in.Activates}
 	if in.Adds { // a client may fetch it before the answer is here
-		v := k.version(k.latest + 1)
-		v.may = v.may.with(sent, time.Time{})
+		leads = append(leads, k.latest+1)
+	}
+	for _, number := range leads {
+		if number != 0 {
+			v := k.version(number)
+			v.may, v.leads = v.may.with(sent, time.Time{}), v.leads.with(sent, time.Time{})
+		}
 	}
 	return op
 }
@@ -259,8 +319,8 @@ type Outcome struct {
 	Final bool
 	// Until says until when versions are accepted from now on.
 	Until map[int]time.Time
-	// Active is the version that is accepted without an end from now on, if it
-	// is not the one that was added.
+	// Active is the version that is the active one from now on; 0 is the one
+	// that was.
 	Active int
 }
 
@@ -282,11 +342,12 @@ func (op *Op) Done(answered time.Time, out Outcome) {
 			o.violate(LostRotation, op.name, out.Added, answered, "a rotation made it, but there was a version %d", k.latest)
 		}
 		k.born(out.Added, op.sent, answered)
-		k.latest = max(k.latest, out.Added)
+		k.grown(out.Added, answered)
 	}
 	for _, number := range out.Ended {
 		v := k.version(number)
 		v.must, v.may = v.must.cut(op.sent), v.may.cut(answered)
+		v.ended = v.ended.with(op.sent, time.Time{})
 		v.final = v.final || out.Final
 	}
 	for number, until := range out.Until {
@@ -294,12 +355,14 @@ func (op *Op) Done(answered time.Time, out Outcome) {
 	}
 	if out.Active != 0 {
 		k.version(out.Active).accepted(op.sent, answered, time.Time{})
+		k.lead(out.Active, op.sent, answered)
 	}
 }
 
 // accepted says that a version is accepted since some moment of a call, until
 // another one; for ever, if that is zero.
 func (v *version) accepted(sent, answered, until time.Time) {
+	v.ended = v.ended.cut(answered)
 	if until.IsZero() {
 		v.must, v.may = v.must.with(answered, until), v.may.with(sent, until)
 		return
@@ -313,8 +376,8 @@ type Seen struct {
 	Accepted bool
 	// Until is when it is no longer accepted; zero is never.
 	Until time.Time
-	// Final says that it was revoked.
-	Final bool
+	// Active says that it is the active one, Final that it was revoked.
+	Active, Final bool
 }
 
 // Observe notes how a key read. It settles what was unknown. Nothing that the
@@ -330,11 +393,15 @@ func (o *Oracle) Observe(name string, sent, answered time.Time, seen []Seen) {
 		there[s.Version] = true
 		latest = max(latest, s.Version)
 		v := k.version(s.Version)
+		if s.Active && (k.overlap == 0 || s.Version >= k.latest) { // else it is known already what followed
+			k.lead(s.Version, sent, answered)
+		}
 		switch {
 		case s.Accepted && v.final:
 			o.violate(Revived, name, s.Version, answered, "it was revoked, and reads as accepted")
 		case s.Accepted && k.overlap > 0 && s.Until.IsZero():
 			v.must, v.may = v.must.with(answered, sent.Add(k.overlap)), v.may.with(sent, time.Time{})
+			v.ended = v.ended.cut(answered)
 		case s.Accepted:
 			v.accepted(sent, answered, s.Until)
 		case v.must.cover(sent, answered):
@@ -349,20 +416,22 @@ func (o *Oracle) Observe(name string, sent, answered time.Time, seen []Seen) {
 		case there[number]:
 		case v.must.cover(sent, answered):
 			o.violate(LostKey, name, number, answered, "the key has no such version")
+		case number > latest && k.learnt.After(sent): // others made it since
 		default:
 			v.must, v.may = v.must.cut(sent), v.may.cut(answered)
 		}
 	}
-	o.settle(k, name, latest, answered)
+	o.settle(k, name, latest, sent, answered)
 }
 
 // settle compares the number of versions with that of rotations.
-func (o *Oracle) settle(k *key, name string, latest int, at time.Time) {
+func (o *Oracle) settle(k *key, name string, latest int, sent, at time.Time) {
 	expected := k.latest
 	if k.open && k.grows {
 		expected++
 	}
 	switch {
+	case latest < k.latest && k.learnt.After(sent):
 	case latest < k.latest:
 		o.violate(LostRotation, name, k.latest, at, "the latest version reads as %d", latest)
 	case latest > expected && k.overlap == 0:
@@ -370,8 +439,35 @@ func (o *Oracle) settle(k *key, name string, latest int, at time.Time) {
 	case latest > k.latest:
 		o.rotations += latest - k.latest
 	}
-	k.latest = max(k.latest, latest)
+	k.grown(latest, at)
 	k.open, k.grows = false, false
+}
+
+// Fetch is a client's reading of its key, and what it was given.
+type Fetch struct {
+	Key     string
+	Version int // 0: it was told that there is no active version
+	// Late is how long after its end as the active one a version may be given.
+	Sent, Answered time.Time
+	Late           time.Duration
+}
+
+// Fetched judges a fetch of a key that nobody leaves without an active version.
+func (o *Oracle) Fetched(f Fetch) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.fetches++
+	k := o.key(f.Key)
+	if f.Version == 0 {
+		o.violate(LostKey, f.Key, 0, f.Answered, "a client that read it was told that there is no active version")
+		return
+	}
+	if k.overlap > 0 && len(k.version(f.Version).may) == 0 {
+		o.born(f.Key, f.Version, f.Sent, f.Answered)
+	}
+	if v := k.version(f.Version); !v.leads.touch(f.Sent.Add(-f.Late), f.Answered) {
+		o.violate(Stale, f.Key, f.Version, f.Answered, "a client that read it was given this version, which was not the active one since %s", v.leads.endBefore(f.Answered).Format("15:04:05.000"))
+	}
 }
 
 // Missing notes that a key which was never deleted was said not to exist.
@@ -413,7 +509,16 @@ type Verification struct {
 	// by its published bound, and Early how long before a deadline it may
 	// refuse it.
 	Late, Early time.Duration
+
+	// Fetched is when a client that behaves asked for the version, and Until
+	// until when it was to use it; zero for one that does not behave.
+	Fetched, Until time.Time
+	// Calm says that no fault can have disturbed it.
+	Calm bool
 }
+
+// inTime tells whether the client has kept to what it was told.
+func (v Verification) inTime() bool { return !v.Until.IsZero() && !v.Answered.After(v.Until) }
 
 // notFound are the codes that say that there is no such key.
 var notFound = []string{"NOT_FOUND", "MALFORMED"}
@@ -429,6 +534,12 @@ func (o *Oracle) Judge(v Verification) {
 		o.classes[v.Class] = class
 	}
 	class.Verifications++
+	if v.inTime() {
+		o.inTime++
+	}
+	if v.Calm {
+		class.Calm++
+	}
 	switch v.Verdict {
 	case Accepted:
 		class.Accepted++
@@ -436,17 +547,28 @@ func (o *Oracle) Judge(v Verification) {
 	case Refused:
 		class.Refused++
 		class.Codes[v.Code]++
-		if life := k.version(v.Version); life.must.cover(v.Sent, v.Answered.Add(v.Early)) {
-			kind := FalseRefusal
-			if slices.Contains(notFound, v.Code) {
-				kind = LostKey
-			}
-			o.violate(kind, v.Key, v.Version, v.Answered, "%s said %s in a call of %s", v.Verifier, v.Code, v.Answered.Sub(v.Sent))
-		}
+		o.judgeRefusal(k.version(v.Version), v)
 	case Unavailable:
 		class.Unavailable++
 	case Failed, VerdictUnknown:
 		class.Errors++
+	}
+	if v.Calm && v.Verdict != Accepted && v.Verdict != Refused {
+		class.CalmLost++
+	}
+}
+
+func (o *Oracle) judgeRefusal(life *version, v Verification) {
+	said := fmt.Sprintf("%s said %s in a call of %s", v.Verifier, v.Code, v.Answered.Sub(v.Sent))
+	switch {
+	case life.must.cover(v.Sent, v.Answered.Add(v.Early)):
+		kind := FalseRefusal
+		if slices.Contains(notFound, v.Code) {
+			kind = LostKey
+		}
+		o.violate(kind, v.Key, v.Version, v.Answered, "%s", said)
+	case v.inTime() && !life.ended.touch(v.Fetched, v.Answered):
+		o.violate(ClientRefused, v.Key, v.Version, v.Answered, "%s; its client read it at %s, and was to use it until %s", said, v.Fetched.Format("15:04:05.000"), v.Until.Format("15:04:05.000"))
 	}
 }
 
@@ -484,7 +606,11 @@ type Summary struct {
 	Classes    map[string]*Class `json:"verifiers"`
 	Rotations  int               `json:"rotations"`
 	// Unknown counts calls whose outcome was not known at first.
-	Unknown  int `json:"unknown_outcomes"`
+	Unknown int `json:"unknown_outcomes"`
+	// Fetches are readings of keys by clients, and InTime those verifications
+	// in which a client used a version within the time that it was told.
+	Fetches  int `json:"fetches"`
+	InTime   int `json:"in_time"`
 	Keys     int `json:"keys"`
 	Versions int `json:"versions"`
 }
@@ -514,7 +640,7 @@ func (o *Oracle) Summary() Summary {
 	defer o.mu.Unlock()
 	s := Summary{
 		Violations: slices.Clone(o.violations), ByKind: map[Kind]int{}, Classes: map[string]*Class{},
-		Rotations: o.rotations, Unknown: o.unknown, Keys: len(o.keys),
+		Rotations: o.rotations, Unknown: o.unknown, Fetches: o.fetches, InTime: o.inTime, Keys: len(o.keys),
 	}
 	for _, kind := range Kinds {
 		s.ByKind[kind] = o.byKind[kind]

@@ -39,7 +39,20 @@ func (o *Oracle) saidWithin(verdict Verdict, version int, sent, answered, bound 
 func (o *Oracle) rotate(to int, sent, answered float64) {
 	const overlap = 30
 	op := o.Begin("acme", at(sent), Intent{Supersedes: 1, Overlap: at(overlap).Sub(origin), Adds: true})
-	op.Done(at(answered), Outcome{Added: to, Until: map[int]time.Time{1: at((sent+answered)/2 + overlap)}})
+	op.Done(at(answered), Outcome{Added: to, Active: to, Until: map[int]time.Time{1: at((sent+answered)/2 + overlap)}})
+}
+
+// saidInTime is a refusal of a client that read version 1 at one moment, and was
+// to use it until another.
+func (o *Oracle) saidInTime(sent, answered, fetched, until float64) {
+	o.Judge(Verification{
+		Class: "test", Verifier: "the verifier", Key: "acme", Version: 1, Sent: at(sent), Answered: at(answered), Verdict: Refused, Code: "RETIRED",
+		Fetched: at(fetched), Until: at(until),
+	})
+}
+
+func (o *Oracle) fetched(version int, sent, answered, late float64) {
+	o.Fetched(Fetch{Key: "acme", Version: version, Sent: at(sent), Answered: at(answered), Late: at(late).Sub(origin)})
 }
 
 func (o *Oracle) revoke(version int, sent, answered float64) {
@@ -167,7 +180,7 @@ func TestOracle(t *testing.T) {
 		}, []Kind{Revived}},
 		"a rollback makes a version accepted for ever": {func(o *Oracle) {
 			o.rotate(2, 10, 12)
-			op := o.Begin("acme", at(20), Intent{Supersedes: 2, Overlap: 30 * time.Second, Revives: []int{1}})
+			op := o.Begin("acme", at(20), Intent{Supersedes: 2, Overlap: 30 * time.Second, Activates: 1})
 			op.Done(at(22), Outcome{Active: 1, Until: map[int]time.Time{2: at(51)}})
 			o.said(Accepted, 1, 100, 101)
 			o.said(Refused, 1, 100, 101)
@@ -196,7 +209,7 @@ func TestOracle(t *testing.T) {
 		"a new version may be fetched and used before the call that makes it is answered": {func(o *Oracle) {
 			op := o.Begin("acme", at(10), Intent{Supersedes: 1, Overlap: 30 * time.Second, Adds: true})
 			o.said(Accepted, 2, 11, 12)
-			op.Done(at(13), Outcome{Added: 2, Until: map[int]time.Time{1: at(41)}})
+			op.Done(at(13), Outcome{Added: 2, Active: 2, Until: map[int]time.Time{1: at(41)}})
 		}, nil},
 		"a version is accepted whose making was refused": {func(o *Oracle) {
 			o.Begin("acme", at(10), Intent{Supersedes: 1, Overlap: 30 * time.Second, Adds: true}).Refused()
@@ -215,6 +228,99 @@ func TestOracle(t *testing.T) {
 			o.Observe("acme", at(10), at(11), []Seen{{Version: 1, Accepted: true, Until: at(60)}, {Version: 2, Accepted: true}})
 			o.said(Accepted, 1, 61, 62)
 		}, []Kind{LateAcceptance}},
+		"a client that keeps to a ttl that is too long is refused after the overlap": {func(o *Oracle) {
+			o.rotate(2, 10, 12)
+			o.saidInTime(50, 51, 9, 60)
+		}, []Kind{ClientRefused}},
+		"a client that keeps to a shorter one is not judged any more": {func(o *Oracle) {
+			o.rotate(2, 10, 12)
+			o.saidInTime(50, 51, 9, 15)
+		}, nil},
+		"a client is refused what was revoked since it read it": {func(o *Oracle) {
+			o.rotate(2, 10, 12)
+			o.revoke(1, 13, 14)
+			o.saidInTime(50, 51, 9, 60)
+		}, nil},
+		"a client is refused while it is being revoked": {func(o *Oracle) {
+			o.Begin("acme", at(10), Intent{Ends: []int{1}})
+			o.saidInTime(12, 13, 9, 60)
+		}, nil},
+		"a client is refused though the revocation was refused": {func(o *Oracle) {
+			o.rotate(2, 10, 12)
+			o.Begin("acme", at(13), Intent{Ends: []int{1}}).Refused()
+			o.saidInTime(50, 51, 9, 60)
+		}, []Kind{ClientRefused}},
+		"a client is refused because another version was revoked": {func(o *Oracle) {
+			o.rotate(2, 10, 12)
+			o.revoke(2, 14, 15)
+			o.saidInTime(50, 51, 9, 60)
+		}, []Kind{ClientRefused}},
+		"a client read its key while it was disabled, and again when it was not": {func(o *Oracle) {
+			o.Begin("acme", at(10), Intent{Ends: []int{1}}).Done(at(11), Outcome{Ended: []int{1}})
+			o.saidInTime(15, 16, 12, 60)
+			o.Begin("acme", at(20), Intent{Revives: []int{1}})
+			o.Observe("acme", at(22), at(23), []Seen{{Version: 1, Accepted: true, Active: true, Until: at(25)}})
+			o.saidInTime(26, 27, 22.5, 60)
+			o.saidInTime(26, 27, 24, 60)
+		}, []Kind{ClientRefused}},
+		"the schedule makes an overlap too short for a client": {func(o *Oracle) {
+			o.Foreign("acme", time.Minute)
+			o.Observe("acme", at(10), at(11), []Seen{{Version: 2, Accepted: true, Active: true}, {Version: 1, Accepted: true, Until: at(12)}})
+			o.saidInTime(62, 63, 9, 70)
+		}, []Kind{ClientRefused}},
+		"a client is told that there is no active version": {func(o *Oracle) { o.fetched(0, 2, 3, 0) }, []Kind{LostKey}},
+		"a client is given the old version after a rotation": {func(o *Oracle) {
+			o.rotate(2, 10, 12)
+			o.fetched(1, 12.5, 13, 0)
+			o.fetched(2, 12.5, 13, 0)
+		}, []Kind{Stale}},
+		"a client is given either version during a rotation": {func(o *Oracle) {
+			op := o.Begin("acme", at(10), Intent{Supersedes: 1, Overlap: 30 * time.Second, Adds: true})
+			o.fetched(1, 10.5, 11, 0)
+			o.fetched(2, 10.5, 11, 0)
+			op.Done(at(12), Outcome{Added: 2, Active: 2, Until: map[int]time.Time{1: at(41)}})
+			o.fetched(1, 11.5, 13, 0)
+		}, nil},
+		"a client is given the old version as late as may be": {func(o *Oracle) {
+			o.rotate(2, 10, 12)
+			o.fetched(1, 13.5, 14, 2)
+			o.fetched(1, 14.5, 15, 2)
+		}, []Kind{Stale}},
+		"a client is given a version that is pending": {func(o *Oracle) {
+			o.Begin("acme", at(10), Intent{Adds: true}).Done(at(12), Outcome{Added: 2})
+			o.fetched(1, 13, 14, 0)
+			o.fetched(2, 13, 14, 0)
+			o.Begin("acme", at(20), Intent{Supersedes: 1, Overlap: time.Minute, Activates: 2}).Done(at(22), Outcome{Active: 2, Until: map[int]time.Time{1: at(81)}})
+			o.fetched(2, 20, 21, 0)
+			o.fetched(2, 23, 24, 0)
+			o.fetched(1, 23, 24, 0)
+		}, []Kind{Stale, Stale}},
+		"a client is given the newer version after a rollback": {func(o *Oracle) {
+			o.rotate(2, 10, 12)
+			o.Begin("acme", at(20), Intent{Supersedes: 2, Overlap: time.Minute, Activates: 1}).Done(at(22), Outcome{Active: 1, Until: map[int]time.Time{2: at(81)}})
+			o.fetched(1, 23, 24, 0)
+			o.fetched(2, 23, 24, 0)
+		}, []Kind{Stale}},
+		"a client is given the old version after a rotation of unknown outcome was seen": {func(o *Oracle) {
+			o.Begin("acme", at(10), Intent{Supersedes: 1, Overlap: time.Minute, Adds: true}).Unknown()
+			o.fetched(1, 28, 29, 0)
+			o.fetched(2, 28, 29, 0)
+			o.Observe("acme", at(30), at(31), []Seen{{Version: 2, Accepted: true, Active: true}, {Version: 1, Accepted: true, Until: at(75)}})
+			o.fetched(2, 32, 33, 0)
+			o.fetched(1, 32, 33, 0)
+		}, []Kind{Stale}},
+		"a client learns first of a version that the schedule made": {func(o *Oracle) {
+			o.Foreign("acme", time.Minute)
+			o.fetched(3, 10, 11, 0)
+			o.fetched(2, 9, 10.5, 0) // asked before, and heard later
+			o.fetched(3, 8, 9, 0)
+			o.said(Accepted, 2, 11, 12)
+			o.Observe("acme", at(9), at(12), []Seen{{Version: 2, Accepted: true, Active: true}, {Version: 1, Accepted: true, Until: at(50)}})
+			o.fetched(3, 12, 13, 0)
+			o.said(Accepted, 3, 13, 14)
+			o.said(Refused, 3, 13, 14)
+			o.fetched(2, 12, 13, 0)
+		}, []Kind{FalseRefusal, Stale}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -240,12 +346,22 @@ func TestOracleCountsWhatItWasTold(t *testing.T) {
 	o.said(Unavailable, 1, 50, 51)
 	o.said(Failed, 1, 50, 51)
 	o.saidWithin(Accepted, 1, 41.25, 43, 10)
+	o.fetched(2, 50, 51, 0)
+	for _, verdict := range []Verdict{Accepted, Unavailable, Failed} {
+		o.Judge(Verification{Class: "calm", Key: "acme", Version: 1, Sent: at(20), Answered: at(41.2), Verdict: verdict, Calm: true, Fetched: at(9), Until: at(41.2)})
+	}
 	s := o.Summary()
 	got := *s.Classes["test"]
 	if got.Verifications != 5 || got.Accepted != 2 || got.Refused != 1 || got.Unavailable != 1 || got.Errors != 1 || got.Codes["RETIRED"] != 1 || got.Late != 1 || got.MaxLate != 250 {
 		t.Errorf("counted %+v", got)
 	}
-	if s.Rotations != 1 || s.Verifications() != 5 || s.Keys != 1 || s.Versions != 2 || len(s.Violations) != 0 {
+	if got := *s.Classes["calm"]; got.Calm != 3 || got.CalmLost != 2 || s.Classes["test"].Calm != 0 {
+		t.Errorf("counted %+v while no fault was on", got)
+	}
+	if s.InTime != 3 || s.Fetches != 1 {
+		t.Errorf("counted %d uses in their time, %d fetches", s.InTime, s.Fetches)
+	}
+	if s.Rotations != 1 || s.Verifications() != 8 || s.Keys != 1 || s.Versions != 2 || len(s.Violations) != 0 {
 		t.Errorf("summed up as %+v", s)
 	}
 }
