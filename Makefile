@@ -27,6 +27,8 @@ RACE = $$(if command -v "$$(go env CC)" >/dev/null; then echo -race; else echo '
 # What the race detector makes take many minutes, or would measure itself: these
 # run without it, and the rest with it.
 NO_RACE := ^(TestEveryCrashAtTheRoutes|TestOperationCountsDoNotGrow|TestPagesAgainstATwin|TestAFlushThatIsCutOffLosesOnlyWhatWasNotFlushed|TestWritesAreBoundedAt100000ActiveKeys|TestAMonthOf100000KeysIsBounded|TestAHitCostsLittleMoreThanItsHash)$$
+# These run with it, in a small number for its sake, and without it in a large one.
+BOTH := ^(TestTheMountBehavesAsItsModel|TestOneKeyIsLinearizable)$$
 
 # Vault's own database engine as a plugin, which the tests of scale compare with.
 PEER       := $(CURDIR)/dist/scale/database-engine
@@ -79,7 +81,7 @@ test-short: ## The inner loop: unit tests without the race detector and without 
 .PHONY: unit
 unit: ## Unit tests with the race detector
 	@race=$(RACE); set -x; go test $$race -timeout 20m -skip '$(NO_RACE)' $(TEST_FLAGS) $(UNIT); \
-		go test -timeout 15m -run '$(NO_RACE)' $(TEST_FLAGS) ./backend ./backend/internal/usage ./sdk/verifier
+		go test -timeout 15m -run '$(NO_RACE)|$(BOTH)' $(TEST_FLAGS) ./backend ./backend/internal/usage ./sdk/verifier
 
 .PHONY: e2e
 e2e: ## End-to-end tests on a real Vault; one of them: make e2e E2E_FLAGS='-v -run Name'

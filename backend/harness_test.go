@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/helper/testhelpers/schema"
 	"github.com/hashicorp/vault/sdk/logical"
 	"pgregory.net/rapid"
@@ -51,6 +52,9 @@ type mount struct {
 
 	// Who makes the requests.
 	entity, accessor, display string
+
+	// witness, where set, is told of every answer.
+	witness func(path *framework.Path, op logical.Operation, status int)
 
 	// damaged tells that storage holds what no code has written, so that
 	// answers need not be complete.
@@ -150,6 +154,7 @@ func (m *mount) reopen() *mount {
 	m.t.Helper()
 	m.Cleanup(m.t.Context())
 	next := newMountOn(m.t, m.memory, m.storage, m.clock)
+	next.witness = m.witness
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	maps.Copy(next.secrets, m.secrets)
@@ -301,6 +306,9 @@ func (m *mount) answer(req *logical.Request, resp *logical.Response, err error) 
 		m.heard(fmt.Sprint(a.data))
 	}
 	m.collect(a.data)
+	if m.witness != nil {
+		m.witness(m.Route(req.Path), req.Operation, a.status)
+	}
 	if a.status < 300 && req.Operation != logical.RenewOperation && req.Operation != logical.RevokeOperation {
 		m.validate(req, resp)
 	}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"reflect"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -15,6 +16,9 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
 )
 
 // keyAsk is a request about the one key, and keyAnswer what came of it.
@@ -30,8 +34,11 @@ type keyAnswer struct {
 	code, token     string
 }
 
-// linearRole never prunes, so that every version stays to be seen.
-var linearRole = refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, accepted: 4, keep: 100, scopes: []string{"a"}}
+// linearRole never prunes, so that every version stays to be seen. Its keys
+// rotate a day after they were made, at linearNow in a tick.
+var linearRole = refRole{period: 24 * time.Hour, overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, accepted: 4, keep: 100, scopes: []string{"a"}}
+
+var linearNow = epoch.Add(24*time.Hour + 2*time.Minute)
 
 // step is what the reference model makes of a request. It tells whether the
 // answer can have been given in this state, and the state after it.
@@ -40,28 +47,37 @@ func step(k *refKey, in keyAsk, out keyAnswer) (bool, *refKey) {
 	ok, made := true, (*refVersion)(nil)
 	switch in.verb {
 	case "rotate":
-		made, ok = next.rotate(epoch, linearRole, rotation{force: in.flag})
+		made, ok = next.rotate(linearNow, linearRole, rotation{force: in.flag})
 	case "delay":
 		delay := time.Hour
-		made, ok = next.rotate(epoch, linearRole, rotation{force: in.flag, delay: &delay})
+		made, ok = next.rotate(linearNow, linearRole, rotation{force: in.flag, delay: &delay})
 	case "promote":
 		if ok = next.in("pending") != nil; ok {
-			next.promote(epoch, linearRole)
+			next.promote(linearNow, linearRole)
 		}
 	case "rollback":
-		ok = next.rollback(epoch, linearRole, in.version, false, in.flag)
+		ok = next.rollback(linearNow, linearRole, in.version, false, in.flag)
 	case "revoke":
-		made, ok = next.revoke(epoch, linearRole, in.version, false, in.flag, true, false)
+		made, ok = next.revoke(linearNow, linearRole, in.version, false, in.flag, true, false)
 	case "extend":
-		ok = next.extend(epoch, linearRole, in.version, 3*time.Hour)
+		ok = next.extend(linearNow, linearRole, in.version, 3*time.Hour)
 	case "retire":
-		ok = next.retireNow(epoch, in.version)
+		ok = next.retireNow(linearNow, in.version)
+	case "tick":
+		// Where somebody has just changed the key it is filed anew, for a later
+		// minute: a tick may leave it alone, but rotates nothing that is not due.
+		if out.version == 0 {
+			return true, before
+		}
+		due := k.due(linearNow, linearRole)
+		made, ok = next.rotate(linearNow, linearRole, rotation{})
+		return due && ok && made.number == out.version, next
 	case "verify":
 		ref := &reference{roles: map[string]refRole{"r": linearRole}, keys: map[string]*refKey{"acme": k}}
-		code, _, v := ref.verdict(epoch, in.token, false, nil)
+		code, _, v := ref.verdict(linearNow, refAsk{token: in.token})
 		return out.status == http.StatusOK && code == out.code && (v == nil || v.number == out.version), before
 	case "static-creds":
-		status, v := k.served(epoch)
+		status, v := k.served(linearNow)
 		return status == out.status && (v == nil || v.number == out.version && (v.token == "" || v.token == out.token)), before
 	}
 	if !ok {
@@ -76,32 +92,54 @@ func step(k *refKey, in keyAsk, out keyAnswer) (bool, *refKey) {
 	return out.status == http.StatusOK, next
 }
 
-// TestOneKeyIsLinearizable has several clients change and use one key at once.
-// There is an order of their requests, each between its beginning and its end,
+// TestOneKeyIsLinearizable has several clients change and use one key at once,
+// while a tick does what is due, on a storage that lets them overtake each
+// other. There is an order of their requests, each between its beginning and its end,
 // in which the reference model gives the same answers.
 func TestOneKeyIsLinearizable(t *testing.T) {
 	t.Parallel()
-	rounds, clients, requests := 6, 4, 14
+	rounds, clients, requests := 12, 12, 6
 	if raceDetector {
 		rounds = 3
 	}
 	if modelIsLarge() {
-		rounds, clients = 100, 5
+		rounds = 200
 	}
 	for round := range rounds {
 		t.Run(fmt.Sprint("round ", round+1), func(t *testing.T) {
 			t.Parallel()
-			m := newMount(t)
+			seed := rand.Uint64()
+			t.Logf("the seed is %d", seed)
+			seeds := rand.New(rand.NewPCG(seed, seed))
+			memory := storetest.NewMemory()
+			storage := storetest.NewFaulty(memory)
+			m := newMountOn(t, memory, storage, clock.NewManual(epoch))
 			m.still()
-			m.role(object{"scopes": []any{"a"}, "overlap_period": "1h", "max_overlap_period": "12h", "rollback_window": "4h", "max_accepted_versions": 4, "max_versions": 100})
+			m.role(object{"rotation_period": "24h", "scopes": []any{"a"}, "overlap_period": "1h", "max_overlap_period": "12h", "rollback_window": "4h", "max_accepted_versions": 4, "max_versions": 100})
 			tokens := []string{m.key("acme", nil)}
+			for n := range 6 { // the tick has them to do, too
+				m.key(fmt.Sprint("other-", n), nil)
+			}
+			m.clock.Advance(linearNow.Sub(epoch))
+			storage.Before(pauses(seeds.Uint64()))
 			first := &refKey{name: "acme", role: "r", recorded: epoch, rotated: epoch}
-			first.activate(epoch, linearRole, first.add())
+			first.activate(epoch, linearRole, first.add(linearRole))
 			first.versions[0].token = tokens[0]
 			var mu sync.Mutex
 			var history []porcupine.Operation
-			order, seeds := clock.System(), rand.New(rand.NewPCG(42, 42))
+			order := clock.System()
 			var all sync.WaitGroup
+			note := func(client int, in keyAsk, ask func() keyAnswer) {
+				call := order.Elapsed().Nanoseconds()
+				out := ask()
+				end := order.Elapsed().Nanoseconds()
+				mu.Lock()
+				defer mu.Unlock()
+				if out.token != "" && in.verb != "static-creds" {
+					tokens = append(tokens, out.token)
+				}
+				history = append(history, porcupine.Operation{ClientId: client, Input: in, Call: call, Output: out, Return: end})
+			}
 			for client := range clients {
 				random := rand.New(rand.NewPCG(seeds.Uint64(), seeds.Uint64()))
 				all.Go(func() {
@@ -109,19 +147,23 @@ func TestOneKeyIsLinearizable(t *testing.T) {
 						mu.Lock()
 						in := anyAsk(random, tokens)
 						mu.Unlock()
-						call := order.Elapsed().Nanoseconds()
-						out := m.askKey(in)
-						end := order.Elapsed().Nanoseconds()
-						mu.Lock()
-						if out.token != "" && in.verb != "static-creds" {
-							tokens = append(tokens, out.token)
-						}
-						history = append(history, porcupine.Operation{ClientId: client, Input: in, Call: call, Output: out, Return: end})
-						mu.Unlock()
+						note(client, in, func() keyAnswer { return m.askKey(in) })
 					}
 				})
 			}
+			wait := time.Duration(seeds.IntN(3000)) * time.Microsecond
+			all.Go(func() {
+				<-order.After(wait)
+				note(clients, keyAsk{verb: "tick"}, func() keyAnswer {
+					if _, err := m.engineNow().ticker.Tick(t.Context()); err != nil {
+						t.Errorf("a tick fails: %v", err)
+					}
+					return keyAnswer{}
+				})
+			})
 			all.Wait()
+			storage.Before(nil)
+			tellOfTick(m, history)
 			model := porcupine.Model{
 				Init: func() any { return first },
 				Step: func(state, in, out any) (bool, any) {
@@ -148,6 +190,43 @@ func TestOneKeyIsLinearizable(t *testing.T) {
 			case porcupine.Ok:
 			}
 		})
+	}
+}
+
+// pauses returns a hook that lets others go on before some operations of
+// storage, and now and then for longer than a request takes.
+func pauses(seed uint64) func(storetest.Op) {
+	var mu sync.Mutex
+	random, order := rand.New(rand.NewPCG(seed, seed)), clock.System()
+	return func(storetest.Op) {
+		mu.Lock()
+		n := random.IntN(1000)
+		mu.Unlock()
+		switch {
+		case n < 300:
+			runtime.Gosched()
+		case n < 700:
+			<-order.After(time.Duration(n) * time.Microsecond)
+		}
+	}
+}
+
+// tellOfTick notes in the answer of the tick which version it has made.
+func tellOfTick(m *mount, history []porcupine.Operation) {
+	m.t.Helper()
+	made := 0
+	for _, one := range list(m.t, m.read("history/acme")["transitions"]) {
+		if transition := aMap(m.t, one); transition["actor"] == lifecycle.ActorPeriodic && transition["type"] == string(keyring.EventVersionCreated) {
+			if made > 0 {
+				m.t.Errorf("one tick has made the versions %v and %d", transition[fieldVersion], made)
+			}
+			made = number(m.t, transition[fieldVersion])
+		}
+	}
+	for i := range history {
+		if ask, ok := history[i].Input.(keyAsk); ok && ask.verb == "tick" {
+			history[i].Output = keyAnswer{version: made}
+		}
 	}
 }
 

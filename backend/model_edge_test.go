@@ -5,6 +5,7 @@ package backend
 import (
 	"encoding/json"
 	"net/http"
+	"net/netip"
 	"slices"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -24,9 +25,16 @@ type modelEdge struct {
 // followEdge asks sync and lookup as a verifier does. A record that has changed
 // was named before, and every record gives the same verdict as verify.
 func (x *modelMachine) followEdge() {
-	a := x.m.request(logical.ReadOperation, "sync", object{"epoch": x.edge.epoch, "seq": x.edge.seq})
+	// It reports under the same name, so that what it knows of can be drained.
+	a := x.m.request(logical.ReadOperation, "sync", object{"epoch": x.edge.epoch, "seq": x.edge.seq, "verifier": "edge", "boot": "b"})
 	if a.status != http.StatusOK {
 		x.Fatalf("sync answers %s", a)
+	}
+	if got := x.m.list("verifiers/", nil); !slices.Equal(got, []string{"edge"}) {
+		x.Fatalf("there is one verifier, and listed are %v", got)
+	}
+	if got := x.m.read("verifiers/edge")["live"]; got != true {
+		x.Fatalf("a verifier has asked just now, and its being live is said to be %v", got)
 	}
 	reset := a.data["reset"] == true
 	named := map[string]bool{}
@@ -71,15 +79,19 @@ func (x *modelMachine) followEdge() {
 		}
 	}
 	x.edge = modelEdge{epoch: text(x, a.data["epoch"]), seq: number(x, a.data["seq"]), records: fresh}
+	ip := []string{"", "10.1.2.3", "192.0.2.1"}[x.requests/3%3]
 	for _, presented := range x.tokens {
 		q := record.Query{Digest: token.Sum(presented)}
+		if ip != "" {
+			q.SourceIP = netip.MustParseAddr(ip)
+		}
 		got := record.Verdict{Code: record.CodeNotFound}
 		for _, r := range records {
 			if v := r.Find(q.Digest); v != nil {
 				got = r.Judge(x.now(), v, q)
 			}
 		}
-		if want, _, _ := x.ref.verdict(x.now(), presented, false, nil); string(got.Code) != want {
+		if want, _, _ := x.ref.verdict(x.now(), refAsk{token: presented, ip: ip}); string(got.Code) != want {
 			x.Fatalf("a verifier answers %s, the model says %s", got.Code, want)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -21,6 +22,35 @@ type refRole struct {
 	accepted, keep int
 	drain          bool
 	scopes         []string
+	// daily is the time of day at which keys rotate by a schedule, 0 for none,
+	// jitter the percent of the period by which that may be later, and manual
+	// stops it.
+	daily  time.Duration
+	jitter int
+	manual bool
+	// late are the scopes left past the end of an overlap, nil for all, ranges
+	// what bounds the source, and secret tells that no plaintext is kept.
+	late, ranges []string
+	secret       bool
+}
+
+// wholeDay is the interval of the schedules that the model knows.
+const wholeDay = 24 * time.Hour
+
+func (r refRole) automatic() bool { return (r.period > 0 || r.daily > 0) && !r.manual }
+
+// next is the earliest time at which the rotation after that of last is due:
+// jitter only makes it later. Times of schedules are whole seconds.
+func (r refRole) next(last time.Time) time.Time {
+	last = last.Truncate(time.Second)
+	if r.daily == 0 {
+		return last.Add(r.period)
+	}
+	next := last.Truncate(wholeDay).Add(r.daily)
+	if !next.After(last) {
+		next = next.Add(wholeDay)
+	}
+	return next
 }
 
 // refVersion is one version. state is what was last recorded of it; what time
@@ -46,6 +76,9 @@ type refKey struct {
 	name, role string
 	disabled   bool
 	scopes     []string // nil: those of the role
+	ranges     []string
+	note       string // custom_metadata of the name "note", "" for none
+	imported   string // the token that it was made from
 	versions   []*refVersion
 	dormant    bool // ended by force
 	leased     bool
@@ -53,6 +86,12 @@ type refKey struct {
 	// recorded is the time below which the key's does not run.
 	recorded, rotated time.Time
 	requests          map[string]refRequest
+	// job is the last rotation of the whole role that has rotated it.
+	job int
+	// waits tells that a rotation was due when the role's schedule was changed:
+	// one that was put off is judged anew only by the job that the change has
+	// started, which comes after the keys that are due.
+	waits bool
 }
 
 type refRequest struct {
@@ -69,10 +108,24 @@ type reference struct {
 	buried map[string]bool
 	// imports tells that the mount has seen an import.
 	imports bool
+	// leakRate is that of the configuration.
+	leakRate int
+	// hook is the one webhook, nil for none.
+	hook *refHook
+}
+
+// refHook is a webhook.
+type refHook struct {
+	enabled bool
+	events  string
 }
 
 func (m *reference) clone() *reference {
-	c := &reference{roles: maps.Clone(m.roles), keys: map[string]*refKey{}, buried: maps.Clone(m.buried), imports: m.imports}
+	c := &reference{roles: maps.Clone(m.roles), keys: map[string]*refKey{}, buried: maps.Clone(m.buried), imports: m.imports, leakRate: m.leakRate}
+	if m.hook != nil {
+		hook := *m.hook
+		c.hook = &hook
+	}
 	for name, k := range m.keys {
 		c.keys[name] = k.clone()
 	}
@@ -225,8 +278,8 @@ func (k *refKey) makeRoom(now time.Time, r refRole, force bool) bool {
 	return true
 }
 
-func (k *refKey) add() *refVersion {
-	v := &refVersion{number: 1, state: "pending", readable: true}
+func (k *refKey) add(r refRole) *refVersion {
+	v := &refVersion{number: 1, state: "pending", readable: !r.secret}
 	if len(k.versions) > 0 {
 		v.number = k.latest() + 1
 	}
@@ -287,6 +340,35 @@ func (k *refKey) prune(now time.Time, r refRole) {
 	})
 }
 
+// lastChance is when a key has to rotate so that its active version, whose age
+// ends it, is in its overlap by then. final is when even a full window does not
+// keep it from that.
+func (k *refKey) lastChance(r refRole) (last, final time.Time) {
+	active := k.in("active")
+	if active == nil || active.expire.IsZero() || k.in("pending") != nil {
+		return time.Time{}, time.Time{}
+	}
+	interval := r.period
+	if r.daily > 0 {
+		interval = wholeDay
+	}
+	life := active.expire.Sub(active.activated)
+	lead := min(max(r.overlap, 3*time.Minute)+r.delay, max(life/2, life-interval))
+	return active.expire.Add(-lead), active.expire.Add(-min(3*time.Minute, life/2))
+}
+
+// overdue tells whether the schedule wants the key rotated, and due whether it
+// may be rotated by itself.
+func (k *refKey) overdue(t time.Time, r refRole) bool {
+	now := k.now(t)
+	last, _ := k.lastChance(r)
+	return r.automatic() && (!now.Before(r.next(k.rotated)) || k.in("active") == nil || !last.IsZero() && !now.Before(last))
+}
+
+func (k *refKey) due(t time.Time, r refRole) bool {
+	return r.automatic() && !k.disabled && !k.dormant && !k.leased && (k.waits || k.overdue(t, r))
+}
+
 // rotation is what is asked of a rotation; nil follows the role.
 type rotation struct {
 	overlap, delay *time.Duration
@@ -321,8 +403,8 @@ func (k *refKey) rotate(t time.Time, r refRole, o rotation) (*refVersion, bool) 
 	if cutOver := active != nil && delay == 0 && overlap == 0; !cutOver && !k.makeRoom(now, r, o.force) {
 		return nil, false
 	}
-	v := k.add()
-	k.rotated = now
+	v := k.add(r)
+	k.rotated, k.waits = now, false
 	if delay > 0 {
 		v.promoteAt, v.plannedOverlap, v.plannedNarrowed = now.Add(delay), overlap, o.narrowed
 		if !active.expire.IsZero() {
@@ -385,7 +467,7 @@ func (k *refKey) rollback(t time.Time, r refRole, number int, revokeNewer, force
 		k.supersede(now, r, former, r.overlap, nil)
 	}
 	k.activate(now, r, target)
-	k.rotated = now
+	k.rotated, k.waits = now, false
 	k.prune(now, r)
 	return true
 }
@@ -478,10 +560,11 @@ func (k *refKey) revoke(t time.Time, r refRole, number int, all, compromised, ro
 			}
 			k.dormant = true
 		case k.in("pending") != nil:
+			k.waits = false
 			k.promote(now, r)
 		default:
-			made = k.add()
-			k.rotated = now
+			made = k.add(r)
+			k.rotated, k.waits = now, false
 			k.activate(now, r, made)
 		}
 	} else if all && !rotate {
@@ -501,10 +584,50 @@ func (k *refKey) tick(t time.Time, r refRole) {
 	k.prune(now, r)
 }
 
-// scopesOf are the scopes in force for a version.
-func (m *reference) scopesOf(k *refKey, v *refVersion) []string {
+// refSpec is what a new key is to be.
+type refSpec struct {
+	name, role     string
+	imported       string // the token, "" for a new one
+	hashed         bool   // of which only the hash is told
+	scopes, ranges []string
+	note           string
+}
+
+// create makes a key, or finds that the same import has made it before. It
+// tells whether that is allowed.
+func (m *reference) create(now time.Time, s refSpec) bool {
+	r, there := m.roles[s.role]
+	if !there || slices.ContainsFunc(s.scopes, func(one string) bool { return !slices.Contains(r.scopes, one) }) {
+		return false
+	}
+	if old := m.keys[s.name]; old != nil {
+		return s.imported != "" && old.imported == s.imported && old.role == s.role
+	}
+	if _, used := m.find(s.imported); s.imported != "" && (used != nil || m.buried[s.imported]) {
+		return false
+	}
+	k := &refKey{
+		name: s.name, role: s.role, scopes: s.scopes, ranges: s.ranges, note: s.note, imported: s.imported,
+		recorded: now, rotated: now, requests: map[string]refRequest{},
+	}
+	k.activate(now, r, k.add(r))
+	k.versions[0].token = s.imported
+	if s.hashed {
+		k.versions[0].readable = false
+	}
+	m.imports = m.imports || s.imported != ""
+	m.keys[s.name] = k
+	return true
+}
+
+// scopesOf are the scopes in force for a version at a time of the key.
+func (m *reference) scopesOf(k *refKey, v *refVersion, now time.Time) []string {
 	granted := m.roles[k.role].scopes
-	for _, limit := range [][]string{k.scopes, v.narrowed} {
+	var late []string
+	if v.at(now) == "retiring" && !now.Before(v.overlapEnds) {
+		late = m.roles[k.role].late
+	}
+	for _, limit := range [][]string{k.scopes, v.narrowed, late} {
 		if limit != nil {
 			granted = slices.DeleteFunc(slices.Clone(granted), func(s string) bool { return !slices.Contains(limit, s) })
 		}
@@ -524,8 +647,26 @@ func (m *reference) find(token string) (*refKey, *refVersion) {
 	return nil, nil
 }
 
+// allowed tells whether a request from ip, "" for nowhere, is inside ranges.
+func allowed(ranges []string, ip string) bool {
+	return len(ranges) == 0 || slices.ContainsFunc(ranges, func(r string) bool { return ip != "" && strings.HasPrefix(ip, modelRanges[r]) })
+}
+
+// modelRanges are the ranges that keys are bound to, with what the addresses in
+// them begin with.
+var modelRanges = map[string]string{"10.0.0.0/8": "10.", "10.1.0.0/16": "10.1."}
+
+// refAsk is what a verification asks.
+type refAsk struct {
+	token    string
+	imported bool
+	scopes   []string
+	ip       string
+}
+
 // verdict is the code of a token, and what else is told.
-func (m *reference) verdict(t time.Time, token string, imported bool, scopes []string) (string, *refKey, *refVersion) {
+func (m *reference) verdict(t time.Time, ask refAsk) (string, *refKey, *refVersion) {
+	token, imported, scopes := ask.token, ask.imported, ask.scopes
 	k, v := m.find(token)
 	if v == nil {
 		switch {
@@ -549,7 +690,10 @@ func (m *reference) verdict(t time.Time, token string, imported bool, scopes []s
 	case state == "retired":
 		return "RETIRED", k, v
 	}
-	granted := m.scopesOf(k, v)
+	if !allowed(k.ranges, ask.ip) || !allowed(m.roles[k.role].ranges, ask.ip) {
+		return "FORBIDDEN_SOURCE", k, v
+	}
+	granted := m.scopesOf(k, v, now)
 	for _, s := range scopes {
 		if !slices.Contains(granted, s) {
 			return "INSUFFICIENT_SCOPE", k, v

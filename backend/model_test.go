@@ -4,8 +4,10 @@ package backend
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -17,14 +19,17 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jobs"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
-// modelRoles are what a role is written to be, as fields and as the model
-// knows it. Every field that matters stands in each.
-var modelRoles = []struct {
+// modelRole is what a role is written to be, as fields and as the model knows
+// it. Every field that matters stands in each.
+type modelRole struct {
 	fields object
 	ref    refRole
-}{
+}
+
+var modelRoles = []modelRole{
 	{object{}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, accepted: 3, keep: 4}},
 	{object{"overlap_period": "0s", "rollback_window": 0, "max_accepted_versions": 2}, refRole{maxOverlap: 12 * time.Hour, accepted: 2, keep: 4}},
 	{object{"activation_delay": "30m"}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, delay: 30 * time.Minute, accepted: 3, keep: 4}},
@@ -33,6 +38,33 @@ var modelRoles = []struct {
 	{object{"rotation_period": "24h", "version_ttl": "48h"}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, period: 24 * time.Hour, ttl: 48 * time.Hour, accepted: 3, keep: 4}},
 	{object{"rotation_period": "24h", "extend_until_drained": true}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, period: 24 * time.Hour, drain: true, accepted: 3, keep: 4}},
 	{object{"scopes": []any{"a"}, "max_accepted_versions": 2}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, accepted: 2, keep: 4, scopes: []string{"a"}}},
+	{object{"rotation_schedule": "0 6 * * *"}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, daily: 6 * time.Hour, accepted: 3, keep: 4}},
+	{object{"rotation_period": "24h", "rotation_jitter": 20}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, period: 24 * time.Hour, jitter: 20, accepted: 3, keep: 4}},
+	{object{"rotation_period": "24h", "disable_automated_rotation": true}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, period: 24 * time.Hour, manual: true, accepted: 3, keep: 4}},
+	{object{"overlap_scopes": []any{"a"}, "extend_until_drained": true}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, drain: true, accepted: 3, keep: 4, late: []string{"a"}}},
+	{object{"bound_cidrs": []any{"10.0.0.0/8"}}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, accepted: 3, keep: 4, ranges: []string{"10.0.0.0/8"}}},
+}
+
+// modelSecretRoles are those of the role t, whose keys are kept nowhere in the
+// clear. It never becomes another: whether a version is kept is decided when it
+// is made, and what is made of a pending one then is for tests of claims.
+var modelSecretRoles = []modelRole{
+	{object{"retrievable": false}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, accepted: 3, keep: 4, secret: true}},
+	{object{"retrievable": false, "overlap_period": "0s", "rollback_window": 0, "max_accepted_versions": 2}, refRole{maxOverlap: 12 * time.Hour, accepted: 2, keep: 4, secret: true}},
+	{object{"retrievable": false, "activation_delay": "30m"}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, delay: 30 * time.Minute, accepted: 3, keep: 4, secret: true}},
+}
+
+// modelRoleNames are the roles, and modelNames the keys.
+var (
+	modelRoleNames = []string{"r", "s", "t"}
+	modelNames     = []string{"k0", "k1", "k2"}
+)
+
+func modelRolesOf(name string) []modelRole {
+	if name == "t" {
+		return modelSecretRoles
+	}
+	return modelRoles
 }
 
 const (
@@ -60,10 +92,17 @@ type modelMachine struct {
 	// when the process began.
 	calm   time.Duration
 	loaded time.Time
-	// forgetful tells that a crash has lost counts.
-	forgetful bool
-	// jobs are the roles with a rotation of all keys under way.
-	jobs map[string]bool
+	// forgetful tells that a crash or a failure may have lost counts since they
+	// were last compared, and failed that storage has ever failed.
+	forgetful, failed bool
+	// jobs are the roles with a rotation of all keys under way, and rounds the
+	// number of the last one of each role.
+	jobs   map[string]bool
+	rounds map[string]int
+	// stray are roles that may have leased keys of which nobody was told.
+	stray map[string]bool
+	// silent tells that nobody uses versions that are superseded.
+	silent bool
 	// wall, elapsed and suspended are those of the last tick.
 	wall      time.Time
 	elapsed   time.Duration
@@ -76,48 +115,73 @@ type modelMachine struct {
 	edge modelEdge
 }
 
-func newModelMachine(t *rapid.T) *modelMachine {
+func newModelMachine(t *rapid.T, seen *modelPaths) *modelMachine {
 	memory := storetest.NewMemory()
 	x := &modelMachine{
 		T: t, faulty: storetest.NewFaulty(memory), latest: epoch, loaded: epoch, wall: epoch,
 		ref:    &reference{roles: map[string]refRole{}, keys: map[string]*refKey{}, buried: map[string]bool{}},
-		leases: map[string]*logical.Secret{}, jobs: map[string]bool{}, calm: 24 * time.Hour,
+		leases: map[string]*logical.Secret{}, jobs: map[string]bool{}, rounds: map[string]int{}, stray: map[string]bool{}, calm: 24 * time.Hour,
 	}
 	x.m = newMountOn(t, memory, x.faulty, clock.NewManual(epoch))
-	x.m.still()
+	x.m.witness = seen.note
+	x.still()
+	x.ref.leakRate = number(x, x.m.read("config")[fieldLeakRate])
 	for _, s := range modelImports {
 		x.tokens = append(x.tokens, x.m.secret(s))
 	}
-	x.writeRole("r", rapid.IntRange(0, len(modelRoles)-1).Draw(t, "role"))
-	x.writeRole("s", rapid.IntRange(0, len(modelRoles)-1).Draw(t, "role"))
+	for _, role := range modelRoleNames {
+		x.writeRole(logical.UpdateOperation, role, rapid.IntRange(0, len(modelRolesOf(role))-1).Draw(t, "role"))
+	}
 	x.create("k0", "r", "")
 	return x
 }
 
 func (x *modelMachine) now() time.Time { return x.m.clock.Now() }
 
-// ask makes a request that the model answers, too: predict changes a copy of
-// it, and returns the status. What storage fails meanwhile leaves the old state
-// or the new.
+// still stops what works in the background, deliveries of webhooks too: these
+// stay in their outbox.
+func (x *modelMachine) still() {
+	x.m.still()
+	x.m.engineNow().watch.hooks.Stop()
+}
+
+// undecided is the prediction of a model that does not know whether a request
+// is granted or refused.
+const undecided = 0
+
+// ask makes a request that the model answers, too.
 func (x *modelMachine) ask(op logical.Operation, path string, data object, predict func(ref *reference) int) *answer {
+	return x.attempt(fmt.Sprintf("%s %s %v", op, path, data), func() *answer { return x.m.request(op, path, data) }, predict)
+}
+
+// attempt has send make a request. predict changes a copy of the model, and
+// returns the status. What storage fails meanwhile leaves the old state or the
+// new.
+func (x *modelMachine) attempt(what string, send func() *answer, predict func(ref *reference) int) *answer {
 	before, after := x.ref, x.ref.clone()
 	want := predict(after)
 	stored := x.m.snapshot()
 	crashed := x.begin()
-	a := x.m.request(op, path, data)
+	a := send()
 	failed := x.end(crashed)
+	if want == undecided && a.status < 500 {
+		want = http.StatusOK
+		if a.status == http.StatusBadRequest {
+			want = a.status
+		}
+	}
 	switch {
 	case a.status >= 500 && failed:
-		x.Logf("%s %s fails", op, path)
+		x.Logf("%s fails", what)
 		if want >= 300 || x.fits(before) == "" {
 			after = before
 		}
 	case a.status != want:
-		x.Fatalf("at %s %s %s %v: got %s, the model says %d", stamp(x.now()), op, path, data, a, want)
+		x.Fatalf("at %s %s: got %s, the model says %d", stamp(x.now()), what, a, want)
 	case a.status >= 400:
 		after = before
 		if diff := x.untidied(stored.diff(x.m.snapshot())); diff != "" && !failed {
-			x.Fatalf("%s %s was refused and changed %s", op, path, diff)
+			x.Fatalf("%s was refused and changed %s", what, diff)
 		}
 	}
 	x.ref = after
@@ -149,7 +213,7 @@ func (x *modelMachine) end(crash bool) (failed bool) {
 	x.faulty.Heal()
 	x.fault = nil
 	if failed {
-		x.calm = 0
+		x.calm, x.forgetful, x.failed = 0, true, true
 	}
 	if failed && crash {
 		x.restart()
@@ -159,7 +223,7 @@ func (x *modelMachine) end(crash bool) (failed bool) {
 
 func (x *modelMachine) restart() {
 	x.m = x.m.reopen()
-	x.m.still()
+	x.still()
 	x.ref.imports = x.ref.imports || x.hasImports() // a write that failed may have been applied
 	x.loaded = x.now()
 	x.forgetful = true
@@ -171,8 +235,10 @@ func (x *modelMachine) restart() {
 
 // names are those of keys that a request may be about, of which some exist.
 func (x *modelMachine) name() string {
-	return rapid.SampledFrom([]string{"k0", "k0", "k1", "k2"}).Draw(x.T, "name")
+	return rapid.SampledFrom(append([]string{"k0"}, modelNames...)).Draw(x.T, "name")
 }
+
+func (x *modelMachine) role() string { return rapid.SampledFrom(modelRoleNames).Draw(x.T, "role") }
 
 func (x *modelMachine) version() int { return rapid.IntRange(1, 5).Draw(x.T, "version") }
 
@@ -206,17 +272,28 @@ func (x *modelMachine) issued(name string, number int, a *answer) {
 	}
 }
 
-func (x *modelMachine) writeRole(name string, i int) {
+// writeRole writes a role, or with a patch changes one that is there.
+func (x *modelMachine) writeRole(op logical.Operation, name string, i int) {
 	fields := object{
 		"scopes": []any{"a", "b"}, "overlap_period": "1h", "max_overlap_period": "12h", "rollback_window": "4h", "max_accepted_versions": 3, "max_versions": 4,
 		"activation_delay": 0, "rotation_period": 0, "version_ttl": 0, "extend_until_drained": false, "drain_quiet_period": int(modelQuiet.Seconds()),
 		"ttl": int(modelLeaseTTL.Seconds()), "max_ttl": int(modelLeaseMax.Seconds()),
+		"rotation_schedule": "", "rotation_jitter": 0, "disable_automated_rotation": false, "overlap_scopes": []any{}, "bound_cidrs": []any{}, "retrievable": true,
 	}
-	for field, value := range modelRoles[i].fields {
+	kind := modelRolesOf(name)[i]
+	for field, value := range kind.fields {
 		fields[field] = value
 	}
-	x.ask(logical.UpdateOperation, "roles/"+name, fields, func(ref *reference) int {
-		r := modelRoles[i].ref
+	now := x.now()
+	x.ask(op, "roles/"+name, fields, func(ref *reference) int {
+		old, there := ref.roles[name]
+		if !there && op == logical.PatchOperation {
+			return http.StatusNotFound
+		}
+		for _, k := range ref.keys {
+			k.waits = k.waits || there && k.role == name && k.overdue(now, old)
+		}
+		r := kind.ref
 		if r.scopes == nil {
 			r.scopes = []string{"a", "b"}
 		}
@@ -226,27 +303,28 @@ func (x *modelMachine) writeRole(name string, i int) {
 }
 
 func (x *modelMachine) create(name, role, imported string) {
+	spec := refSpec{name: name, role: role, imported: imported, hashed: imported != "" && rapid.Bool().Draw(x.T, "hashed")}
 	data := object{fieldRole: role}
-	if imported != "" {
+	switch {
+	case spec.hashed:
+		data[fieldImportSHA256] = token.Sum(imported).Hex()
+	case imported != "":
 		data[fieldImportKey] = imported
 	}
 	if rapid.Bool().Draw(x.T, "own scopes") {
-		data[fieldScopes] = []any{"a"}
+		spec.scopes, data[fieldScopes] = []string{"a"}, []any{"a"}
+	}
+	switch rapid.IntRange(0, 5).Draw(x.T, "more") {
+	case 0:
+		spec.ranges, data[fieldBoundCIDRs] = []string{"10.1.0.0/16"}, []any{"10.1.0.0/16"}
+	case 1:
+		spec.note, data[fieldMetadata] = "x", object{"note": "x"}
 	}
 	now := x.now()
 	a := x.ask(logical.UpdateOperation, "keys/"+name, data, func(ref *reference) int {
-		r := ref.roles[role]
-		if k, v := ref.find(imported); imported != "" && (k != nil && v != nil || ref.buried[imported]) {
+		if !ref.create(now, spec) {
 			return http.StatusBadRequest
 		}
-		k := &refKey{name: name, role: role, recorded: now, rotated: now, requests: map[string]refRequest{}}
-		if data[fieldScopes] != nil {
-			k.scopes = []string{"a"}
-		}
-		k.activate(now, r, k.add())
-		k.versions[0].token = imported
-		ref.imports = ref.imports || imported != ""
-		ref.keys[name] = k
 		return http.StatusOK
 	})
 	if imported == "" && a.status < 300 {
@@ -259,7 +337,7 @@ func (x *modelMachine) createSome() {
 	if x.ref.keys[name] != nil {
 		x.Skip("it exists")
 	}
-	x.create(name, rapid.SampledFrom([]string{"r", "s"}).Draw(x.T, "role"), rapid.SampledFrom(append([]string{"", ""}, modelImports...)).Draw(x.T, "import"))
+	x.create(name, x.role(), rapid.SampledFrom(append([]string{"", ""}, modelImports...)).Draw(x.T, "import"))
 	// The flag of imports is set before the first one, and stays if that fails.
 	x.ref.imports = x.ref.imports || x.hasImports()
 }
@@ -348,8 +426,25 @@ func (x *modelMachine) extend() {
 }
 
 func (x *modelMachine) retire() {
-	number := rapid.IntRange(0, 4).Draw(x.T, "version")
-	x.verb("retire", x.name(), object{fieldVersion: number, fieldForce: true}, func(k *refKey, _ refRole) bool { return k.retireNow(x.now(), number) })
+	number, name, force := rapid.IntRange(0, 4).Draw(x.T, "version"), x.name(), rapid.IntRange(0, 2).Draw(x.T, "force") > 0
+	x.ask(logical.UpdateOperation, "retire/"+name, object{fieldVersion: number, fieldForce: force}, func(ref *reference) int {
+		k := ref.keys[name]
+		if k == nil {
+			return http.StatusNotFound
+		}
+		now := k.now(x.now())
+		k.settle(now)
+		v := k.candidate(number, func(v *refVersion) bool { return v.state == "retiring" })
+		switch {
+		case v == nil || v.state != "retiring", !force && x.usedLately(v):
+			return http.StatusBadRequest
+		case !force:
+			k.retireNow(x.now(), number)
+			return undecided // it may have sources that have not moved
+		}
+		k.retireNow(x.now(), number)
+		return http.StatusOK
+	})
 }
 
 func (x *modelMachine) revoke() {
@@ -391,15 +486,23 @@ func (x *modelMachine) rescope() {
 		ref.keys[name].scopes = []string{"a"}
 		return http.StatusNoContent
 	})
-	if k := x.ref.keys[name]; k != nil && a.status >= 500 {
-		// Where the role's are the same, only storage tells whether it took them.
-		stored, err := x.m.engineNow().store.Key(x.Context(), x.m.keyID(name))
-		if err != nil {
-			x.Fatal(err)
-		}
-		if stored.Scopes != nil {
-			k.scopes = []string{"a"}
-		}
+	x.ownScopes(name, a)
+}
+
+// ownScopes has storage tell whether a key has scopes of its own after a change
+// of them failed: where the role's are the same, nothing else shows it.
+func (x *modelMachine) ownScopes(name string, a *answer) {
+	k := x.ref.keys[name]
+	if k == nil || a.status < 500 {
+		return
+	}
+	stored, err := x.m.engineNow().store.Key(x.Context(), x.m.keyID(name))
+	if err != nil {
+		x.Fatal(err)
+	}
+	k.scopes = nil
+	if stored.Scopes != nil {
+		k.scopes = *stored.Scopes
 	}
 }
 
@@ -417,23 +520,9 @@ func (x *modelMachine) remove() {
 }
 
 func (x *modelMachine) changeRole() {
-	x.writeRole(rapid.SampledFrom([]string{"r", "s"}).Draw(x.T, "role"), rapid.IntRange(0, len(modelRoles)-1).Draw(x.T, "as"))
-}
-
-func (x *modelMachine) removeRole() {
-	role := rapid.SampledFrom([]string{"r", "s"}).Draw(x.T, "role")
-	for _, k := range x.ref.keys {
-		if k.role == role && k.leased {
-			x.Skip("ended leased keys go on the way")
-		}
-	}
-	for _, k := range x.ref.keys {
-		if k.role == role {
-			x.ask(logical.DeleteOperation, "roles/"+role, nil, func(*reference) int { return http.StatusBadRequest })
-			return
-		}
-	}
-	x.Skip("it could be deleted")
+	role := x.role()
+	op := rapid.SampledFrom([]logical.Operation{logical.UpdateOperation, logical.PatchOperation}).Draw(x.T, "op")
+	x.writeRole(op, role, rapid.IntRange(0, len(modelRolesOf(role))-1).Draw(x.T, "as"))
 }
 
 func (x *modelMachine) confirm() {
@@ -457,6 +546,7 @@ func (x *modelMachine) report() {
 		x.Skip("no key")
 	}
 	v := rapid.SampledFrom(k.versions).Draw(x.T, "of")
+	used := v.used
 	x.requests++
 	a := x.ask(logical.UpdateOperation, "usage", object{"verifier": "edge", "boot": "b", "sequence": x.requests, "reported_through": stamp(x.now()), "entries": []any{
 		object{fieldKeyID: x.m.keyID(name), fieldVersion: v.number, fieldSource: "edge", "count": 3},
@@ -466,24 +556,32 @@ func (x *modelMachine) report() {
 		one.lastUsed = x.now()
 		return http.StatusOK
 	})
-	if a.status >= 500 {
-		x.forgetful = true // counted or not
+	if one := x.ref.keys[name].version(v.number); a.status >= 500 && one.used == used {
+		one.used += 3 // it may have been counted all the same
 	}
 }
 
 func (x *modelMachine) rotateRole() {
-	role := rapid.SampledFrom([]string{"r", "s"}).Draw(x.T, "role")
-	a := x.ask(logical.UpdateOperation, "roles/"+role+"/rotate", object{fieldForce: true}, func(*reference) int {
-		if x.jobs[role] {
+	role := x.role()
+	running := x.jobs[role]
+	a := x.ask(logical.UpdateOperation, "roles/"+role+"/rotate", object{fieldForce: true}, func(ref *reference) int {
+		_, there := ref.roles[role]
+		switch {
+		case !there:
+			return http.StatusNotFound
+		case running:
 			return http.StatusBadRequest
 		}
 		return http.StatusOK
 	})
-	if a.status < http.StatusInternalServerError {
+	if a.status >= http.StatusInternalServerError {
+		x.askJob(role)
+	} else if a.status != http.StatusNotFound {
 		x.jobs[role] = true // it was under way before, or is now
-		return
 	}
-	x.askJob(role)
+	if x.jobs[role] && !running {
+		x.rounds[role]++
+	}
 }
 
 // askJob has the engine say whether a job is under way, where storage has
@@ -491,97 +589,6 @@ func (x *modelMachine) rotateRole() {
 func (x *modelMachine) askJob(role string) {
 	progress := x.m.request(logical.ReadOperation, "roles/"+role+"/rotate", nil)
 	x.jobs[role] = progress.status == http.StatusOK && progress.data[fieldState] == jobs.JobRunning
-}
-
-// lease makes a leased key, and the others are what its holder and Vault do
-// with it.
-func (x *modelMachine) lease() {
-	role := rapid.SampledFrom([]string{"r", "s"}).Draw(x.T, "role")
-	a := x.m.request(logical.ReadOperation, "creds/"+role, nil)
-	if a.status != http.StatusOK || a.secret == nil {
-		x.Fatalf("creds answers %s", a)
-	}
-	now := x.now()
-	id, ok := a.data[fieldKeyID].(string)
-	if !ok {
-		x.Fatalf("creds answers %s", a)
-	}
-	k := &refKey{role: role, leased: true, recorded: now, maxExpire: now.Add(modelLeaseMax)}
-	k.activate(now, x.ref.roles[role], k.add())
-	k.versions[0].expire = now.Add(modelLeaseTTL)
-	x.ref.keys[id] = k
-	x.issued(id, 1, a)
-	x.leases[id+" 1"] = a.secret
-}
-
-func (x *modelMachine) leasedID() string {
-	var ids []string
-	for id, k := range x.ref.keys {
-		if k.leased {
-			ids = append(ids, id)
-		}
-	}
-	if len(ids) == 0 {
-		x.Skip("no leased key")
-	}
-	slices.Sort(ids)
-	return rapid.SampledFrom(ids).Draw(x.T, "leased")
-}
-
-func (x *modelMachine) rotateLease() {
-	id := x.leasedID()
-	number := 0
-	a := x.ask(logical.UpdateOperation, "rotate-leased/"+id, nil, func(ref *reference) int {
-		k := ref.keys[id]
-		if k.maxExpire.Sub(k.now(x.now())) < time.Second {
-			return http.StatusBadRequest
-		}
-		v, ok := k.rotate(x.now(), ref.roles[k.role], rotation{})
-		if !ok {
-			return http.StatusBadRequest
-		}
-		number = v.number
-		v.expire = soonest(k.now(x.now()).Add(modelLeaseTTL), k.maxExpire)
-		return http.StatusOK
-	})
-	if a.status == http.StatusOK {
-		x.issued(id, number, a)
-		x.leases[fmt.Sprintf("%s %d", id, number)] = a.secret
-	}
-}
-
-func (x *modelMachine) endLease() {
-	id := x.leasedID()
-	k := x.ref.keys[id]
-	v := rapid.SampledFrom(k.versions).Draw(x.T, "of")
-	secret := x.leases[fmt.Sprintf("%s %d", id, v.number)]
-	if secret == nil {
-		x.Skip("its lease was never seen")
-	}
-	if rapid.Bool().Draw(x.T, "renew") {
-		a := x.m.renew(secret, 0)
-		now := k.now(x.now())
-		limit := k.maxExpire
-		if v.at(now) == "retiring" {
-			limit = soonest(limit, v.until)
-		}
-		if want := v.accepted(now) && limit.Sub(now) >= time.Second; want != (a.status < 300) {
-			x.Fatalf("at %s a renewal of %s answers %s, the model says that it succeeds: %t", stamp(now), id, a, want)
-		}
-		if a.status < 300 {
-			k.settle(now)
-			v.expire = soonest(now.Add(modelLeaseTTL), limit)
-		}
-		return
-	}
-	if a := x.m.endLease(secret); a.status != http.StatusNoContent {
-		x.Fatalf("the end of a lease is answered %s", a)
-	}
-	if !v.final() {
-		now := k.now(x.now())
-		k.settle(now)
-		v.end("revoked", now)
-	}
 }
 
 // advance lets time pass, often to about one of the instants that matter.
@@ -623,7 +630,7 @@ func (x *modelMachine) breakStorage() {
 
 // tick is what the periodic function does, as a tick or as a sweep.
 func (x *modelMachine) tick() {
-	crash := x.begin()
+	crash, running := x.begin(), maps.Clone(x.jobs)
 	sweep := rapid.IntRange(0, 3).Draw(x.T, "sweep") == 0
 	leapt := x.now().Sub(x.wall) - (x.m.clock.Elapsed() - x.elapsed)
 	disagree := leapt > time.Hour || leapt < -time.Hour
@@ -670,12 +677,13 @@ func (x *modelMachine) tick() {
 		x.jobs = map[string]bool{}
 	}
 	x.m.tell()
-	x.follow(!suspended, err == nil && !suspended)
+	x.follow(!suspended, err == nil && !suspended, running)
 }
 
 // follow brings the model up with what happened by itself, all of which must
-// be allowed. done tells that everything due has been done.
-func (x *modelMachine) follow(may, done bool) {
+// be allowed. done tells that everything due has been done, and running which
+// roles were being rotated before.
+func (x *modelMachine) follow(may, done bool, running map[string]bool) {
 	for name, k := range x.ref.keys {
 		stored := x.stored(name, k)
 		if stored == nil {
@@ -691,17 +699,24 @@ func (x *modelMachine) follow(may, done bool) {
 		next, r := k.clone(), x.ref.roles[k.role]
 		next.tick(x.now(), r)
 		x.drained(next, stored)
-		for latest := number(x, versions(x, stored)[0][fieldVersion]); next.latest() < latest; {
-			x.rotated(name, next, stored, r)
-		}
+		x.rotations(name, next, stored, r, running[k.role])
 		if diff := x.differs(next, stored); diff != "" {
 			x.Fatalf("at %s, after a tick, %s: %s", stamp(x.now()), name, diff)
 		}
 		x.ref.keys[name] = next
 	}
+	for _, k := range x.ref.keys {
+		k.waits = k.waits && !done
+	}
 	if done && x.calm > 4*time.Hour {
 		x.nothingOverdue()
 	}
+}
+
+// usedLately tells of a version that it was used within the quiet period, or
+// that this cannot be known: that forbids to take it for drained.
+func (x *modelMachine) usedLately(v *refVersion) bool {
+	return v.lastUsed.After(x.loaded) && x.now().Sub(v.lastUsed) < modelQuiet || x.now().Sub(x.loaded) < modelQuiet
 }
 
 // drained follows the retirement of a version that drain was waited for. Use
@@ -713,25 +728,52 @@ func (x *modelMachine) drained(k *refKey, stored object) {
 		if v == nil || v.state != "retiring" || shown[fieldState] != "retired" {
 			continue
 		}
-		used := v.lastUsed.After(x.loaded) && x.now().Sub(v.lastUsed) < modelQuiet || x.now().Sub(x.loaded) < modelQuiet
-		if used || now.Before(v.overlapEnds) || !v.until.After(v.overlapEnds) {
+		if x.usedLately(v) || now.Before(v.overlapEnds) || !v.until.After(v.overlapEnds) {
 			continue // only a rotation that needed its room explains that
 		}
 		v.retire(now)
 	}
 }
 
-// rotated follows a rotation that happened by itself.
-func (x *modelMachine) rotated(name string, k *refKey, stored object, r refRole) {
-	now := k.now(x.now())
-	due := r.period > 0 && (!now.Before(k.rotated.Add(r.period/2)) || k.in("active") == nil)
-	if !due && !x.jobs[k.role] && x.calm > 0 {
-		// A job may have been cut off and have gone on.
-		if a := x.m.read("roles/" + k.role + "/rotate"); a["state"] == nil {
-			x.Fatalf("at %s %s was rotated, and nobody asked for it", stamp(now), name)
+// rotations follows what a key was rotated by itself since the tick before:
+// once where it was due, and once by a rotation of its role that was under way
+// and had not rotated it before. A rotation of a role of which no key is kept
+// fails: nobody would get the new one.
+func (x *modelMachine) rotations(name string, k *refKey, stored object, r refRole, running bool) {
+	latest := number(x, versions(x, stored)[0][fieldVersion])
+	if latest == k.latest() {
+		return
+	}
+	due, job := k.due(x.now(), r), running && k.job != x.rounds[k.role] && !r.secret
+	why := "neither is so"
+	for _, way := range []struct{ due, job bool }{{due: true}, {job: true}, {due: true, job: true}} {
+		if way.due && !due || way.job && !job {
+			continue
+		}
+		next := k.clone()
+		if way.due && !x.rotated(next, stored, r, false) || way.job && !x.rotated(next, stored, r, true) {
+			why = "that is not allowed"
+			continue
+		}
+		if why = x.differs(next, stored); why == "" {
+			*k = *next
+			return
 		}
 	}
-	o := rotation{room: 1, force: true}
+	x.Fatalf("at %s %s was rotated from version %d to %d, its role being rotated: %t, it being due: %t; %s",
+		stamp(x.now()), name, k.latest(), latest, job, due, why)
+}
+
+// rotated is a rotation that nobody asked for, by the schedule or by a job that
+// was told to force. It tells whether that is allowed.
+func (x *modelMachine) rotated(k *refKey, stored object, r refRole, job bool) bool {
+	now := k.now(x.now())
+	o := rotation{force: job}
+	// Where age is about to end the active version, a full window does not keep it
+	// from a successor.
+	if _, final := k.lastChance(r); !job && !final.IsZero() && !now.Before(final) {
+		o.room = 1
+	}
 	// Clients that sleep by what the role told them before it was changed get
 	// longer.
 	if active := k.in("active"); active != nil {
@@ -743,18 +785,13 @@ func (x *modelMachine) rotated(name string, k *refKey, stored object, r refRole)
 			}
 		}
 	}
-	// A rotation that is planned makes room beyond the window; a job that was told
-	// to force ends the oldest version instead.
-	planned, forced := k.clone(), k.clone()
-	if _, ok := planned.rotate(x.now(), r, o); !ok {
-		x.Fatalf("at %s %s was rotated, and cannot be", stamp(now), name)
+	if _, ok := k.rotate(x.now(), r, o); !ok {
+		return false
 	}
-	o.room = 0
-	if _, ok := forced.rotate(x.now(), r, o); ok && x.differs(forced, stored) == "" &&
-		x.m.request(logical.ReadOperation, "roles/"+k.role+"/rotate", nil).status == http.StatusOK {
-		planned = forced
+	if job {
+		k.job = x.rounds[k.role]
 	}
-	*k = *planned
+	return true
 }
 
 // nothingOverdue: what is due has been done.
@@ -818,6 +855,12 @@ func (x *modelMachine) differs(k *refKey, shown object) string {
 	if own, there := shown[fieldScopes]; there && fmt.Sprint(own) != fmt.Sprint(scopes) {
 		return fmt.Sprintf("its scopes are %v, want %v", own, scopes)
 	}
+	if meta, there := shown[fieldMetadata]; there {
+		note, _ := aMap(x, meta)["note"].(string)
+		if ranges := fmt.Sprint(shown[fieldBoundCIDRs]); note != k.note || ranges != fmt.Sprint(k.ranges) {
+			return fmt.Sprintf("its note is %q and its ranges are %s, want %q and %v", note, ranges, k.note, k.ranges)
+		}
+	}
 	list := versions(x, shown)
 	if len(list) != len(k.versions) {
 		return fmt.Sprintf("it has %d versions, the model %d", len(list), len(k.versions))
@@ -847,7 +890,7 @@ func (x *modelMachine) differs(k *refKey, shown object) string {
 
 // fits says in what the mount differs from ref, "" for nothing.
 func (x *modelMachine) fits(ref *reference) string {
-	for _, name := range []string{"k0", "k1", "k2"} {
+	for _, name := range modelNames {
 		a := x.m.request(logical.ReadOperation, "keys/"+name, nil)
 		k := ref.keys[name]
 		if (a.status == http.StatusOK) != (k != nil) {
@@ -871,17 +914,29 @@ func (x *modelMachine) fits(ref *reference) string {
 			}
 		}
 	}
-	for name, r := range ref.roles {
-		shown := x.m.read("roles/" + name)
+	for _, name := range modelRoleNames {
+		a := x.m.request(logical.ReadOperation, "roles/"+name, nil)
+		r, there := ref.roles[name]
+		if there != (a.status == http.StatusOK) {
+			return fmt.Sprintf("role %s is answered with %d", name, a.status)
+		}
+		if !there {
+			continue
+		}
+		shown, schedule := a.data, ""
+		if r.daily > 0 {
+			schedule = "0 6 * * *"
+		}
 		// All that may differ between two of them, so that each is recognised.
 		got := fmt.Sprint(shown["overlap_period"], shown["version_ttl"], shown["rotation_period"], shown["max_accepted_versions"],
-			shown["rollback_window"], shown["activation_delay"], shown["extend_until_drained"], shown[fieldScopes])
+			shown["rollback_window"], shown["activation_delay"], shown["extend_until_drained"], shown[fieldScopes], shown[fieldOverlapScopes], shown[fieldBoundCIDRs],
+			shown["retrievable"], shown["rotation_schedule"], shown["rotation_jitter"], shown["disable_automated_rotation"])
 		if want := fmt.Sprint(r.overlap.Seconds(), r.ttl.Seconds(), r.period.Seconds(), r.accepted,
-			r.rollback.Seconds(), r.delay.Seconds(), r.drain, r.scopes); got != want {
+			r.rollback.Seconds(), r.delay.Seconds(), r.drain, r.scopes, r.late, r.ranges, !r.secret, schedule, r.jitter, r.manual); got != want {
 			return fmt.Sprintf("role %s is %s, want %s", name, got, want)
 		}
 	}
-	return ""
+	return x.settingsFit(ref)
 }
 
 // check holds after every step: what the routes show, the verdict on every
@@ -900,8 +955,12 @@ func (x *modelMachine) check() {
 		x.checkRecorded(name, k)
 		if !k.leased {
 			x.checkServed(name, k)
+			x.checkUse(name, k)
+			x.checkPast(name, k)
 		}
 	}
+	x.forgetful = false
+	x.checkLists()
 	x.checkVerdicts()
 	if x.requests%3 == 1 {
 		x.followEdge()
@@ -945,36 +1004,55 @@ func (x *modelMachine) checkServed(name string, k *refKey) {
 		x.Fatalf("static-creds of %s answers a ttl of %d", name, ttl)
 	}
 	x.issued(name, v.number, a)
-	if code, _, _ := x.ref.verdict(x.now(), v.token, false, nil); code != "VALID" && !k.disabled {
+	if code, _, _ := x.ref.verdict(x.now(), refAsk{token: v.token, ip: "10.1.2.3"}); code != "VALID" && !k.disabled {
 		x.Fatalf("what static-creds of %s gives out is %s", name, code)
 	}
 }
 
 // checkVerdicts asks for every token, in a batch, and for one alone.
 func (x *modelMachine) checkVerdicts() {
-	items := []any{}
-	scopes := []string{}
-	if x.requests++; x.requests%3 == 0 {
-		scopes = []string{"b"}
+	x.requests++
+	common := refAsk{ip: []string{"", "10.1.2.3", "10.9.9.9", "192.0.2.1"}[x.requests%4]}
+	if x.requests%3 == 0 {
+		common.scopes = []string{"b"}
 	}
-	tokens := x.tokens[max(0, len(x.tokens)-40):]
+	tokens := slices.DeleteFunc(slices.Clone(x.tokens[max(0, len(x.tokens)-40):]), func(presented string) bool {
+		k, v := x.ref.find(presented)
+		return x.silent && v != nil && v.at(k.now(x.now())) == "retiring"
+	})
+	if len(tokens) == 0 {
+		return
+	}
+	items := []any{"not a map", object{fieldSource: "eu"}, object{fieldAPIKey: tokens[0], fieldSourceIP: "nowhere"}}
+	faults := len(items)
 	for _, presented := range tokens {
 		item := object{fieldAPIKey: presented, fieldSource: "eu"}
-		if len(scopes) > 0 {
+		if common.ip != "" {
+			item[fieldSourceIP] = common.ip
+		}
+		if len(common.scopes) > 0 {
 			item[fieldScopes] = []any{"b"}
 		}
 		items = append(items, item)
 	}
 	results := list(x, x.m.write("verify", object{fieldBatchInput: items})[fieldBatchResults])
+	for _, result := range results[:faults] {
+		if aMap(x, result)["error"] == nil {
+			x.Fatalf("a bad item is answered %v", result)
+		}
+	}
 	for i, presented := range tokens {
-		x.checkVerdict(aMap(x, results[i]), presented, scopes)
+		one := common
+		one.token = presented
+		x.checkVerdict(aMap(x, results[faults+i]), one)
 	}
 	presented := tokens[x.requests%len(tokens)]
-	x.checkVerdict(x.m.write("verify", object{fieldAPIKey: presented}), presented, nil)
+	x.checkVerdict(x.m.write("verify", object{fieldAPIKey: presented}), refAsk{token: presented})
 }
 
-func (x *modelMachine) checkVerdict(got object, presented string, scopes []string) {
-	want, k, v := x.ref.verdict(x.now(), presented, slices.Contains(modelImports, presented), scopes)
+func (x *modelMachine) checkVerdict(got object, ask refAsk) {
+	ask.imported = slices.Contains(modelImports, ask.token)
+	want, k, v := x.ref.verdict(x.now(), ask)
 	if got["code"] != want || got["valid"] != (want == "VALID") {
 		x.Fatalf("at %s verify answers %v, the model says %s: %+v", stamp(x.now()), got, want, v)
 	}
@@ -984,8 +1062,12 @@ func (x *modelMachine) checkVerdict(got object, presented string, scopes []strin
 		}
 		return
 	}
-	if number(x, got[fieldVersion]) != v.number || got[fieldState] != v.at(k.now(x.now())) {
-		x.Fatalf("verify answers %v, the model says version %d, %s", got, v.number, v.at(k.now(x.now())))
+	now := k.now(x.now())
+	if number(x, got[fieldVersion]) != v.number || got[fieldState] != v.at(now) {
+		x.Fatalf("verify answers %v, the model says version %d, %s", got, v.number, v.at(now))
+	}
+	if scopes := x.ref.scopesOf(k, v, now); fmt.Sprint(got[fieldScopes]) != fmt.Sprint(scopes) {
+		x.Fatalf("verify answers %v, the model says that the scopes are %v", got, scopes)
 	}
 	if want == "VALID" {
 		v.used++
@@ -993,27 +1075,48 @@ func (x *modelMachine) checkVerdict(got object, presented string, scopes []strin
 	}
 }
 
+// modelPlays is how many times rapid plays at once: each plays -rapid.checks
+// sequences, 100 unless told otherwise.
+const modelPlays = 3
+
 // TestTheMountBehavesAsItsModel plays random requests, ticks, restarts, moves
 // of the clock and failures of storage.
 func TestTheMountBehavesAsItsModel(t *testing.T) {
 	t.Parallel()
 	var played atomic.Int64
-	rapid.Check(t, func(t *rapid.T) {
-		if raceDetector && played.Add(1) > 10 {
-			return // it is slow, and has nothing to find here
+	seen := &modelPaths{}
+	t.Run("plays", func(t *testing.T) {
+		for n := range modelPlays {
+			t.Run(strconv.Itoa(n), func(t *testing.T) {
+				t.Parallel()
+				rapid.Check(t, func(t *rapid.T) {
+					if raceDetector && played.Load() >= 10 {
+						return // it is slow, and has nothing to find here; without it many more are played
+					}
+					played.Add(1)
+					playModel(newModelMachine(t, seen))
+				})
+			})
 		}
-		x := newModelMachine(t)
-		step := func(do func()) func(*rapid.T) {
-			return func(*rapid.T) { do() }
-		}
-		t.Repeat(map[string]func(*rapid.T){
-			"create": step(x.createSome), "rotate": step(x.rotate), "rotate again": step(x.rotate), "promote": step(x.promote), "rollback": step(x.rollback),
-			"extend": step(x.extend), "retire": step(x.retire), "revoke": step(x.revoke), "toggle": step(x.toggle), "rescope": step(x.rescope),
-			"remove": step(x.remove), "change a role": step(x.changeRole), "remove a role": step(x.removeRole), "confirm": step(x.confirm),
-			"report": step(x.report), "rotate a role": step(x.rotateRole), "lease": step(x.lease), "rotate a lease": step(x.rotateLease),
-			"end a lease": step(x.endLease), "advance": step(x.advance), "advance more": step(x.advance), "leap": step(x.leap), "restart": step(x.reload),
-			"break storage": step(x.breakStorage), "tick": step(x.tick), "tick again": step(x.tick), "tick once more": step(x.tick),
-			"": step(x.check),
-		})
 	})
+	if !t.Failed() && played.Load() >= 300 {
+		seen.wantAll(t)
+	}
+}
+
+func playModel(x *modelMachine) {
+	actions := map[string]func(*rapid.T){"": func(*rapid.T) { x.check() }}
+	for name, do := range map[string]func(){
+		"create": x.createSome, "rotate": x.rotate, "rotate again": x.rotate, "promote": x.promote, "rollback": x.rollback,
+		"extend": x.extend, "retire": x.retire, "revoke": x.revoke, "toggle": x.toggle, "rescope": x.rescope, "update": x.update,
+		"import": x.importBatch, "remove": x.remove, "change a role": x.changeRole, "write a role badly": x.writeRoleBadly, "remove a role": x.removeRole,
+		"confirm": x.confirm, "report": x.report, "rotate a role": x.rotateRole, "lease": x.lease, "rotate a lease": x.rotateLease,
+		"renew a lease": x.renewLease, "end a lease": x.endLease, "treat a lease as a key": x.treatLease, "configure": x.configure,
+		"write a webhook": x.writeHook, "remove a webhook": x.removeHook, "test a webhook": x.testHook, "claim": x.claim, "fall silent": x.fallSilent,
+		"advance": x.advance, "advance more": x.advance, "leap": x.leap, "restart": x.reload,
+		"break storage": x.breakStorage, "tick": x.tick, "tick again": x.tick, "tick once more": x.tick,
+	} {
+		actions[name] = func(*rapid.T) { do() }
+	}
+	x.Repeat(actions)
 }

@@ -547,15 +547,20 @@ func TestInvalidation(t *testing.T) {
 // and that is accepted.
 func TestRandomOperationsAtOnce(t *testing.T) {
 	t.Parallel()
-	m := newMount(t)
+	memory := storetest.NewMemory()
+	storage := storetest.NewFaulty(memory)
+	m := newMountOn(t, memory, storage, clock.NewManual(epoch))
 	m.role(object{"rotation_period": "1h", "overlap_period": "20m", "scopes": []any{"a", "b"}})
 	names := []string{"a", "b", "c", "d", "e", "f"}
 	for _, name := range names {
 		m.key(name, nil)
 	}
+	seed := rand.Uint64()
+	t.Logf("the seed is %d", seed)
+	storage.Before(pauses(seed))
 	var all sync.WaitGroup
 	for g := range 20 {
-		random := rand.New(rand.NewPCG(42, uint64(g)))
+		random := rand.New(rand.NewPCG(seed, uint64(g)))
 		all.Go(func() {
 			for range 60 {
 				m.randomOperation(random, names[random.IntN(len(names))])
@@ -563,7 +568,26 @@ func TestRandomOperationsAtOnce(t *testing.T) {
 		})
 	}
 	all.Wait()
+	storage.Before(nil)
 	m.tick()
+	for _, name := range names {
+		a := m.request(logical.ReadOperation, "keys/"+name, nil)
+		if a.status == http.StatusNotFound || a.data[fieldEnabled] == false {
+			continue
+		}
+		active := 0
+		for _, v := range versions(t, a.data) {
+			if v[fieldState] == "active" {
+				active++
+			}
+		}
+		served := m.request(logical.ReadOperation, "static-creds/"+name, nil)
+		if active != 1 || served.status != http.StatusOK {
+			t.Errorf("%s has %d active versions, and static-creds answers %s", name, active, served)
+			continue
+		}
+		m.wantCodes("VALID", text(t, served.data[fieldAPIKey]))
+	}
 	for _, name := range names {
 		m.remove("keys/" + name)
 		v1 := m.key(name, nil)
