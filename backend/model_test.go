@@ -699,14 +699,18 @@ func (x *modelMachine) follow(may, done bool, running map[string]bool) {
 		next, r := k.clone(), x.ref.roles[k.role]
 		next.tick(x.now(), r)
 		x.drained(next, stored)
-		x.rotations(name, next, stored, r, running[k.role])
+		x.rotations(name, next, stored, r, running[k.role], done)
 		if diff := x.differs(next, stored); diff != "" {
 			x.Fatalf("at %s, after a tick, %s: %s", stamp(x.now()), name, diff)
 		}
 		x.ref.keys[name] = next
 	}
-	for _, k := range x.ref.keys {
+	for name, k := range x.ref.keys {
 		k.waits = k.waits && !done
+		// Where storage has failed, a rotation may have been taken for another one.
+		if done && !x.failed && running[k.role] && !x.ref.roles[k.role].secret && !k.leased && !k.disabled && !k.dormant && k.in("pending") == nil && k.job != x.rounds[k.role] {
+			x.Fatalf("at %s the rotation of role %s has finished and left %s out", stamp(x.now()), k.role, name)
+		}
 	}
 	if done && x.calm > 4*time.Hour {
 		x.nothingOverdue()
@@ -738,15 +742,16 @@ func (x *modelMachine) drained(k *refKey, stored object) {
 // rotations follows what a key was rotated by itself since the tick before:
 // once where it was due, and once by a rotation of its role that was under way
 // and had not rotated it before. A rotation of a role of which no key is kept
-// fails: nobody would get the new one.
-func (x *modelMachine) rotations(name string, k *refKey, stored object, r refRole, running bool) {
+// fails: nobody would get the new one. Where either may explain a rotation, it is
+// that of the role if that has finished.
+func (x *modelMachine) rotations(name string, k *refKey, stored object, r refRole, running, done bool) {
 	latest := number(x, versions(x, stored)[0][fieldVersion])
 	if latest == k.latest() {
 		return
 	}
 	due, job := k.due(x.now(), r), running && k.job != x.rounds[k.role] && !r.secret
 	why := "neither is so"
-	for _, way := range []struct{ due, job bool }{{due: true}, {job: true}, {due: true, job: true}} {
+	for _, way := range []struct{ due, job bool }{{due: !done, job: done}, {due: done, job: !done}, {due: true, job: true}} {
 		if way.due && !due || way.job && !job {
 			continue
 		}
