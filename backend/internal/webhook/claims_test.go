@@ -3,8 +3,10 @@
 package webhook
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -190,11 +192,18 @@ func TestCodesAreOfTheHookAndTheEvent(t *testing.T) {
 func TestARedemptionThatFailedDoesNotCount(t *testing.T) {
 	t.Parallel()
 	for _, applied := range []bool{false, true} {
-		for at := 1; at <= 2; at++ {
+		for at := 1; ; at++ {
 			r := newRig(t)
 			code, _ := offered(t, r, 0)
 			r.faulty.Inject(storetest.Fault{At: at, Applied: applied})
-			if _, err := r.redeem.Redeem(t.Context(), code); !errors.Is(err, storetest.ErrInjected) {
+			_, err := r.redeem.Redeem(t.Context(), code)
+			if r.faulty.Failed() == 0 {
+				if err != nil || at == 1 {
+					t.Errorf("undisturbed, at operation %d: %v", at, err)
+				}
+				break
+			}
+			if !errors.Is(err, storetest.ErrInjected) {
 				t.Fatalf("operation %d: %v", at, err)
 			}
 			r.faulty.Heal()
@@ -213,14 +222,18 @@ func TestARedemptionThatFailedDoesNotCount(t *testing.T) {
 func TestNoClaimIsRedeemedTwiceThroughACrash(t *testing.T) {
 	t.Parallel()
 	for _, applied := range []bool{false, true} {
-		for at := 1; at <= 3; at++ {
+		for at, reached := 1, true; reached; at++ {
 			r := newRig(t)
 			code, _ := offered(t, r, 0)
 			r.faulty.Inject(storetest.Fault{At: at, Applied: applied, Rest: true})
 			won := 0
 			if _, err := r.redeem.Redeem(t.Context(), code); err == nil {
 				won++
+				if err := r.redeem.Told(t.Context(), code); err != nil && !errors.Is(err, storetest.ErrInjected) {
+					t.Error(err)
+				}
 			}
+			reached = r.faulty.Failed() > 0
 			next := rigOn(t, r.memory.Clone(), r.clock)
 			for range 2 {
 				if _, err := next.redeem.Redeem(t.Context(), code); err == nil {
@@ -233,6 +246,44 @@ func TestNoClaimIsRedeemedTwiceThroughACrash(t *testing.T) {
 				t.Errorf("operation %d, applied %t: redeemed %d times", at, applied, won)
 			}
 		}
+	}
+}
+
+// TestARedemptionDuringASweepIsToldByTheNext, where nobody else tells: its
+// minute is being looked at, and is looked at again.
+func TestARedemptionDuringASweepIsToldByTheNext(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	var told []string
+	r.redeem.OnRedeemed = func(_ context.Context, c Claim) error {
+		told = append(told, c.EventID)
+		return nil
+	}
+	first, _ := offered(t, r, 0)
+	second, _, err := r.redeem.offer(t.Context(), claimHook(), &entry{ID: "k2.1", KeyID: "k2", Time: start, Claim: &Offer{Version: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	redeem := func(code string) {
+		if _, err := r.redeem.Redeem(t.Context(), code); err != nil {
+			t.Error(err)
+		}
+	}
+	redeem(first)
+	during := false
+	r.faulty.After(func(op storetest.Op) {
+		if op.Kind == storetest.List && op.Path != "claimend/" && strings.HasPrefix(op.Path, "claimend/") && !during {
+			during = true
+			redeem(second)
+		}
+	})
+	for range 2 {
+		if err := r.redeem.Sweep(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	if want := []string{"k1.7", "k2.1"}; !during || !slices.Equal(told, want) || len(r.memory.Paths("claimend/")) > 0 {
+		t.Errorf("told are %q, want %q; filed are %q", told, want, r.memory.Paths("claimend/"))
 	}
 }
 

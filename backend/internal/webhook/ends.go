@@ -37,8 +37,9 @@ func (c *Claims) noteEnd(ctx context.Context, p claimPath, end time.Time) error 
 	return nil
 }
 
-// sweepEnds removes the keys of claims whose life is over, and tells of redemptions. One that fails keeps
-// its minute, for the next call, and holds up no other.
+// sweepEnds removes the keys of claims whose life is over, and tells of
+// redemptions. One that fails keeps its minute, for the next call, and holds up
+// no other. So does one that is filed under a minute while that is looked at.
 func (c *Claims) sweepEnds(ctx context.Context) error {
 	minutes, err := c.overdueEnds(ctx)
 	if err != nil {
@@ -49,12 +50,14 @@ func (c *Claims) sweepEnds(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		if !c.sweepMinute(ctx, minute, &failed) {
-			continue
-		}
 		c.endsMu.Lock()
 		delete(c.ends, minute)
 		c.endsMu.Unlock()
+		if !c.sweepMinute(ctx, minute, &failed) {
+			c.endsMu.Lock()
+			c.ends[minute] = struct{}{}
+			c.endsMu.Unlock()
+		}
 	}
 	return failed.err()
 }
@@ -71,13 +74,26 @@ func (c *Claims) sweepMinute(ctx context.Context, minute int64, failed *failures
 			failed.add(ctx.Err())
 			break
 		}
-		if err := c.end(ctx, name); err != nil {
+		if err := c.endFiled(ctx, folder, name); err != nil {
 			failed.add(err)
-		} else if err := c.storage.DeleteClaimEnd(ctx, folder, name); err != nil {
-			failed.add(fmt.Errorf("delete the end of a claim: %w", err))
 		}
 	}
 	return failed.count == before
+}
+
+// endFiled is end for a claim that is filed under a minute, and removes it from
+// there. It holds the claim's lock for both: a redemption files its claim first.
+func (c *Claims) endFiled(ctx context.Context, minute, name string) error {
+	if day, id, ok := strings.Cut(name, "."); ok && len(id) == claimIDLength {
+		defer c.lock(claimPath{digest: id})()
+		if err := c.end(ctx, claimPath{day: day, id: id}); err != nil {
+			return err
+		}
+	}
+	if err := c.storage.DeleteClaimEnd(ctx, minute, name); err != nil {
+		return fmt.Errorf("delete the end of a claim: %w", err)
+	}
+	return nil
 }
 
 // failures are any number of errors, of which the first is kept.
@@ -127,16 +143,11 @@ func (c *Claims) overdueEnds(ctx context.Context) ([]int64, error) {
 	return due, nil
 }
 
-// end removes the key of the claim that is filed as name, if its life is over,
-// and has a redemption told that may not have been. A claim that cannot be read
-// is deleted: its code is then unknown.
-func (c *Claims) end(ctx context.Context, name string) error {
-	day, id, ok := strings.Cut(name, ".")
-	if !ok || len(id) != claimIDLength {
-		return nil
-	}
-	defer c.lock(claimPath{digest: id})()
-	raw, err := c.storage.GetClaim(ctx, day, id)
+// end removes the key of the claim at p, if its life is over, and has a
+// redemption told that may not have been. A claim that cannot be read is deleted:
+// its code is then unknown. The caller holds the claim's lock.
+func (c *Claims) end(ctx context.Context, p claimPath) error {
+	raw, err := c.storage.GetClaim(ctx, p.day, p.id)
 	if err != nil {
 		return fmt.Errorf("read a claim: %w", err)
 	}
@@ -148,7 +159,7 @@ func (c *Claims) end(ctx context.Context, name string) error {
 	case errors.Is(err, errNewer):
 		return nil
 	case err != nil:
-		if err := c.storage.DeleteClaim(ctx, day, id); err != nil {
+		if err := c.storage.DeleteClaim(ctx, p.day, p.id); err != nil {
 			return fmt.Errorf("delete a claim: %w", err)
 		}
 		return nil
@@ -166,7 +177,7 @@ func (c *Claims) end(ctx context.Context, name string) error {
 		}
 	}
 	entry.Untold = false
-	if err := c.put(ctx, claimPath{day: day, id: id}, entry); err != nil {
+	if err := c.put(ctx, p, entry); err != nil {
 		return fmt.Errorf("write a claim: %w", err)
 	}
 	return nil
