@@ -320,11 +320,18 @@ func TestLoadingSurvivesAnyFailure(t *testing.T) {
 	first.hook("a", rc.URL)
 	first.hook("b", rc.URL)
 	first.enqueue(event("k1", 1))
-	for at := 1; at <= 5; at++ {
+	const loads = 5 // the list of hooks, and of each its entry and the list of its outbox
+	rounds := 0
+	for at, reached := 1, true; reached; at++ {
+		if at > 60 {
+			t.Fatal("it never ends without a fault")
+		}
+		rounds++
 		r := rigOn(t, memory.Clone(), c)
 		r.Start()
 		r.faulty.Inject(storetest.Fault{At: at})
-		if err := r.Enqueue(t.Context(), event("k1", 2)); at == 1 && !errors.Is(err, storetest.ErrInjected) || at > 1 && err != nil {
+		switch err := r.Enqueue(t.Context(), event("k1", 2)); {
+		case err != nil && !errors.Is(err, storetest.ErrInjected), at == 1 && err == nil, at > 1 && at <= loads && err != nil:
 			t.Errorf("operation %d: %v", at, err)
 		}
 		r.enqueue(event("k1", 2))
@@ -342,10 +349,14 @@ func TestLoadingSurvivesAnyFailure(t *testing.T) {
 		if n := len(r.memory.Paths("outbox/")); n != 0 {
 			t.Errorf("operation %d: %d wait", at, n)
 		}
+		reached = r.faulty.Failed() > 0
 		r.halt()
 	}
-	if n := len(rc.requests()); n < 5*4 || n > 5*5 { // one may be told again where a failure hits it
-		t.Errorf("%d requests", n)
+	if n := len(rc.requests()); n < rounds*4 || n > rounds*5 { // one may be told again where a failure hits it
+		t.Errorf("%d requests in %d rounds", n, rounds)
+	}
+	if rounds <= loads {
+		t.Errorf("only %d operations", rounds-1)
 	}
 }
 
