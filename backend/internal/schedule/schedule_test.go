@@ -405,3 +405,32 @@ func TestShareIsFixedForEver(t *testing.T) {
 		t.Errorf("catch-up: %s, want %s", got, want)
 	}
 }
+
+// TestWhatThePropertiesHaveFound keeps the cases in which one of them failed
+// once.
+func TestWhatThePropertiesHaveFound(t *testing.T) {
+	const id = "000000000000"
+	begin := time.Unix(0, 0).UTC()
+	everyMinute := spec{Cron: "* * * * *"}
+	if next := everyMinute.Next(begin, id); !next.Equal(begin.Add(time.Minute)) {
+		t.Errorf("a schedule fires at %v, and next at %v", begin, next)
+	}
+	if due, next := everyMinute.Due(begin, begin, id); due || !next.After(begin) {
+		t.Errorf("right after a rotation: %v, %v", due, next)
+	}
+	// A step in the weekdays is a choice, so either day will do: 1 January 1970 was a Thursday.
+	if next := (spec{Cron: "* * 2-2 * */2"}).Next(begin, ""); !next.Equal(begin.Add(time.Minute)) {
+		t.Errorf("with a day and a step of weekdays: %v", next)
+	}
+	if least := (spec{Cron: "0 0-0 * * *"}).MinInterval(); least != 24*time.Hour {
+		t.Errorf("once a day, given as a range: at least %v", least)
+	}
+	short := spec{Cron: "* * * * *", Window: time.Minute, JitterPercent: 7}
+	if next := short.Next(begin, id); !next.Equal(begin.Add(time.Minute)) {
+		t.Errorf("in a window that has no room for jitter: %v", next)
+	}
+	narrow, last := spec{Cron: "0 * * * *", Window: 302 * time.Second, JitterPercent: 1}, begin.Add(303*time.Second)
+	if due, since := narrow.Due(last, narrow.Next(last, "000000000010"), "000000000010"); !due {
+		t.Errorf("what is due next is not due then, but at %v", since)
+	}
+}
