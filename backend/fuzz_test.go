@@ -31,12 +31,17 @@ func fuzzBody(body []byte) object {
 	return data
 }
 
-// fuzzed makes a request with any body: it is done, or refused and changes
+// fuzzed makes a write with any body: it is done, or refused and changes
 // nothing.
 func (m *mount) fuzzed(path string, data object) *answer {
 	m.t.Helper()
+	return m.fuzzedBy(logical.UpdateOperation, path, data)
+}
+
+func (m *mount) fuzzedBy(op logical.Operation, path string, data object) *answer {
+	m.t.Helper()
 	before := m.snapshot()
-	a := m.send(logical.UpdateOperation, path, data)
+	a := m.send(op, path, data)
 	switch {
 	case a.status >= 500:
 		m.t.Fatalf("%s is answered %s", path, a)
@@ -119,6 +124,146 @@ func FuzzKey(f *testing.F) {
 	})
 }
 
+// fuzzVerbs are those that FuzzVerbs sends any body to.
+var fuzzVerbs = []string{"revoke", "extend", "rollback", "promote", "retire", "confirm"}
+
+// FuzzVerbs sends any body to a verb, for a key with a version in each state
+// that a verb can change. What it shows then is what verify says.
+func FuzzVerbs(f *testing.F) {
+	verb := uint8(0)
+	for _, body := range []string{
+		`{"version":2,"compromised":true,"reason":"why"}`, `{"version":2,"overlap_period":"3h"}`, `{"version":1,"revoke_newer":true,"force":true}`, `{"version":4}`, `{"force":"true"}`, `{"version":3,"instance":"eu-1"}`,
+	} {
+		f.Add(verb, []byte(body))
+		f.Add(verb, []byte(`{}`))
+		verb++
+	}
+	f.Add(uint8(0), []byte(`{"all":1,"rotate":true}`))
+	f.Add(uint8(0), []byte(`{"all":true,"force":true,"version":null}`))
+	f.Add(uint8(1), []byte(`{"version":"1","overlap_period":"-1s"}`))
+	f.Fuzz(func(t *testing.T, verb uint8, body []byte) {
+		data := fuzzBody(body)
+		if data == nil {
+			return
+		}
+		m := newMount(t)
+		m.role(object{"overlap_period": "1h", "rollback_window": "4h", "max_overlap_period": "12h", "max_accepted_versions": 4})
+		tokens := []string{m.key("acme", nil), m.rotate("acme", object{"overlap_period": "10m"})}
+		m.clock.Advance(minutes(15))
+		tokens = append(tokens, m.rotate("acme", nil), m.rotate("acme", object{"activation_delay": "2h"}))
+		m.wantStates("acme", "retired retiring active pending")
+		name := fuzzVerbs[int(verb)%len(fuzzVerbs)]
+		a := m.fuzzed(name+"/acme", data)
+		if presented, made := a.data[fieldAPIKey].(string); made {
+			tokens = append(tokens, presented)
+		}
+		codes := map[string]string{"pending": "VALID", "active": "VALID", "retiring": "VALID", "retired": "RETIRED", "revoked": "REVOKED", "compromised": "COMPROMISED"}
+		for _, v := range versions(t, m.read("keys/acme")) {
+			if got, want := m.code(tokens[number(t, v[fieldVersion])-1]), codes[text(t, v[fieldState])]; got != want {
+				t.Errorf("after %s, version %v is shown as %v and verified as %s", name, v[fieldVersion], v[fieldState], got)
+			}
+		}
+		if got := m.request(logical.ReadOperation, "static-creds/acme", nil); got.status != http.StatusOK && (name != "revoke" || a.status >= 300) {
+			t.Errorf("after %s, %d: static-creds answers %s", name, a.status, got)
+		}
+	})
+}
+
+// FuzzConfig configures the mount by any body. What is accepted reads back as it
+// can be written again.
+func FuzzConfig(f *testing.F) {
+	for _, body := range []string{`{}`, `{"report_leak":"1","leak_rate":"7","usage_retention":"8760h"}`, `{"usage_retention":3600}`, `{"leak_rate":null}`, `{"leak_rate":1e3}`, `{"leak_rate":0}`} {
+		f.Add([]byte(body))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		data := fuzzBody(body)
+		if data == nil {
+			return
+		}
+		m := newMount(t)
+		if a := m.fuzzed("config", data); a.status >= 300 {
+			return
+		}
+		shown := m.read("config")
+		m.write("config", shown)
+		if now := m.read("config"); !same(now, shown) {
+			t.Errorf("a configuration that is written as it reads is %s, and was %s", toJSON(now), toJSON(shown))
+		}
+	})
+}
+
+// FuzzPatch sends any patch. One that is accepted can be repeated, and changes
+// nothing then.
+func FuzzPatch(f *testing.F) {
+	routes := []string{"roles/r", "keys/acme", "config", "webhooks/hook"}
+	for route, bodies := range [][]string{
+		{`{"scopes":["a"],"overlap_period":null}`, `{"rotation_period":"24h","rotation_jitter":null}`, `{"custom_metadata":{"a":"b","c":null}}`, `{"retrievable":false}`},
+		{`{"enabled":false}`, `{"scopes":null,"bound_cidrs":["::1/128"]}`, `{"custom_metadata":null}`, `{"role":"r","import_key":null}`},
+		{`{"leak_rate":null}`, `{"usage_retention":"2h","report_leak":true}`},
+		{`{"events":null,"metadata":{"a":"*"}}`, `{"url":null}`, `{"deliver":"claim","roles":"r"}`, `{"secret":"whsec_` + strings.Repeat("QUJD", 8) + `","secret_overlap_period":"1h"}`},
+	} {
+		for _, body := range bodies {
+			f.Add(uint8(route), []byte(body))
+		}
+	}
+	f.Fuzz(func(t *testing.T, route uint8, body []byte) {
+		data := fuzzBody(body)
+		if data == nil {
+			return
+		}
+		m := newMount(t)
+		m.still()
+		m.role(object{"scopes": []any{"a", "b"}})
+		m.key("acme", nil)
+		m.write("webhooks/hook", object{"url": "https://example.com/", "enabled": false})
+		path := routes[int(route)%len(routes)]
+		if path == "webhooks/hook" {
+			data[fieldEnabled] = false // nothing is sent
+		}
+		if a := m.fuzzedBy(logical.PatchOperation, path, data); a.status >= 300 {
+			return
+		}
+		shown := m.read(path)
+		if a := m.fuzzedBy(logical.PatchOperation, path, data); a.status >= 300 {
+			t.Fatalf("%s: the same patch is accepted, and then answered %s", path, a)
+		}
+		if now := m.read(path); !same(now, shown) {
+			t.Errorf("%s: patched again it is\n%s\nand was\n%s", path, toJSON(now), toJSON(shown))
+		}
+	})
+}
+
+// FuzzClaim redeems any code: only the right one is answered, once.
+func FuzzClaim(f *testing.F) {
+	for _, code := range []string{keptCode, keptCode + "=", keptCode[:len(keptCode)-1] + "x", " " + keptCode, strings.ToUpper(keptCode), "claim_20458_", "claim_020458_" + keptCode[12:], "claim_-1_x", "claim_99999999999999999999_x", ""} {
+		f.Add([]byte(`{"code":` + toJSON(code) + `}`))
+	}
+	f.Add([]byte(`{"code":["x"]}`))
+	f.Add([]byte(`{"code":7}`))
+	f.Add([]byte(`{}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		data := fuzzBody(body)
+		if data == nil {
+			return
+		}
+		w := &cutWorld{}
+		w.mount = newMount(t)
+		w.role(nil)
+		token := w.key("acme", nil)
+		offered(w, "acme", "")
+		a := w.fuzzed("claim", data)
+		if right := data["code"] == keptCode; a.status < 300 && !right || right && len(data) == 1 && a.data[fieldAPIKey] != token {
+			t.Errorf("%s is answered %d", toJSON(data), a.status)
+		}
+		if again := w.send(logical.UpdateOperation, "claim", data); again.status < 300 {
+			t.Errorf("%s is answered %d, and then %d", toJSON(data), a.status, again.status)
+		}
+		if code := w.code(token); code != "VALID" {
+			t.Errorf("the key is %s", code)
+		}
+	})
+}
+
 // FuzzBatches sends any body to the routes that take many items: each is
 // answered for itself.
 func FuzzBatches(f *testing.F) {
@@ -185,8 +330,13 @@ func FuzzWebhook(f *testing.F) {
 	})
 }
 
-// fuzzKinds are the kinds of entries that FuzzStoredEntry replaces.
-var fuzzKinds = []string{"config", "role", "key", "name", "imported", "member", "due", "dueh", "rollover", "usage", "firstuse", "webhook", "outbox", "claim", "reports", "work", "done", "mount"}
+// fuzzKinds are the kinds of entries that FuzzStoredEntry replaces. Their numbers
+// stand in the corpus: new ones come last.
+var fuzzKinds = []string{"config", "role", "key", "name", "imported", "member", "due", "dueh", "rollover", "usage", "firstuse", "webhook", "outbox", "claim", "reports", "work", "done", "mount", "claimend", "charge"}
+
+// fuzzNames are the kinds of entries whose names say all. FuzzStoredEntry adds
+// one with another name.
+var fuzzNames = []string{"claimend", "charge"}
 
 // FuzzStoredEntry replaces an entry by anything. Nothing panics, and a key that
 // has nothing to do with it goes on.
@@ -207,24 +357,33 @@ func FuzzStoredEntry(f *testing.F) {
 			paths[kind] = path
 		}
 	}
-	paths["firstuse"] = "firstuse/00000000000000000007" // there is one only until the next flush
-	state.Entries[paths["firstuse"]] = json.RawMessage(`{"schema":1,"uses":[{"k":"` + id + `","v":1,"s":"c|eu","l":1767463200000}]}`)
 	number := uint8(0)
 	for _, kind := range fuzzKinds {
 		value := state.Entries[paths[kind]]
-		f.Add(number, []byte(value))
-		f.Add(number, []byte(value[:len(value)/2]))
-		f.Add(number, newer(value))
+		f.Add(number, "", []byte(value))
+		f.Add(number, "", []byte(value[:len(value)/2]))
+		f.Add(number, "", newer(value))
 		for _, other := range []string{"", "null", "[]", "{}", `"x"`, "0", `{"schema":1}`} {
-			f.Add(number, []byte(other))
+			f.Add(number, "", []byte(other))
 		}
 		number++
 	}
+	for _, name := range []string{"x", "-1/x", "29459632/x", "29459632/20458." + strings.Repeat("0", 32), "29459632/20458." + strings.Repeat("0", 32) + "/x", "99999999999999999999/x", "0/", "29459632/20458.."} {
+		f.Add(uint8(slices.Index(fuzzKinds, "claimend")), name, []byte{})
+	}
+	for _, name := range []string{"x", "0000000000-", "0000000007-x", "-000000001-x", "2147483647-x", "99999999999999999999-x", "7/x"} {
+		f.Add(uint8(slices.Index(fuzzKinds, "charge")), name, []byte{})
+	}
 	// The state is older than pages of schema 2.
-	f.Add(uint8(slices.Index(fuzzKinds, "usage")), []byte(`{"schema":2,"serial":7,"keys":{"`+id+`":{"v":{"1":{"c|eu":{"c":12,"l":1767574200000,"f":490992,"h":"8PsdDA=="}}},"t":"8PsdDA=="}}}`))
-	f.Fuzz(func(t *testing.T, number uint8, value []byte) {
+	f.Add(uint8(slices.Index(fuzzKinds, "usage")), "", []byte(`{"schema":2,"serial":7,"keys":{"`+id+`":{"v":{"1":{"c|eu":{"c":12,"l":1767574200000,"f":490992,"h":"8PsdDA=="}}},"t":"8PsdDA=="}}}`))
+	f.Fuzz(func(t *testing.T, number uint8, name string, value []byte) {
 		kind := fuzzKinds[int(number)%len(fuzzKinds)]
 		memory := storetest.NewMemory()
+		if slices.Contains(fuzzNames, kind) && name != "" {
+			if memory.Put(t.Context(), &logical.StorageEntry{Key: kind + "/" + name, Value: value}) != nil {
+				return // no such name can be
+			}
+		}
 		for path, stored := range state.Entries {
 			if string(stored) == "null" {
 				stored = nil
@@ -240,8 +399,9 @@ func FuzzStoredEntry(f *testing.F) {
 		w.mount = newIdleMount(t, memory, w.faulty, clock.NewManual(state.Time))
 		w.damaged = true
 		if err := w.initialize(); err != nil {
-			if kind != "mount" && kind != "reports" {
-				t.Fatalf("the mount cannot be opened: %v", err)
+			newer := struct{ Schema int }{}
+			if kind != "mount" && (kind != "reports" || json.Unmarshal(value, &newer) != nil || newer.Schema <= 1 || !strings.Contains(err.Error(), "newer plugin")) {
+				t.Fatalf("with an entry of the kind %s as %q the mount cannot be opened: %v", kind, value, err)
 			}
 			return
 		}
@@ -254,6 +414,7 @@ func FuzzStoredEntry(f *testing.F) {
 		for _, path := range []string{"rotate/states", "rotate/plain", "claim"} {
 			w.send(logical.UpdateOperation, path, object{})
 		}
+		w.send(logical.UpdateOperation, "claim", object{"code": keptCode})
 		for presented := range state.Codes {
 			w.send(logical.UpdateOperation, "verify", object{fieldAPIKey: presented})
 		}
