@@ -110,8 +110,9 @@ func history(w *cutWorld) {
 	w.write("roles/auto", object{"prefix": "tm_live", "rotation_period": "24h", "rotation_jitter": 10, "overlap_period": "6h", "version_ttl": "72h"})
 	w.write("roles/cron", object{"rotation_schedule": "0 6 * * 1", "rotation_window": "2h", "overlap_period": "24h", "extend_until_drained": true, "activation_delay": "1h"})
 	w.write("roles/leased", object{"ttl": "12h", "max_ttl": "48h"})
+	tokens := map[string]string{}
 	for _, name := range []string{"plain", "states", "compromised", "off", "dormant", "gone", "gone-leaked"} {
-		w.key(name, object{fieldScopes: []any{"read", "write"}, fieldMetadata: object{"team": "pay"}, fieldBoundCIDRs: []any{"192.0.2.0/25"}})
+		tokens[name] = w.key(name, object{fieldScopes: []any{"read", "write"}, fieldMetadata: object{"team": "pay"}, fieldBoundCIDRs: []any{"192.0.2.0/25"}})
 	}
 	w.write("keys/auto", object{fieldRole: "auto"})
 	w.write("keys/cron", object{fieldRole: "cron"})
@@ -139,7 +140,7 @@ func history(w *cutWorld) {
 	used(w.rotate("states", object{"overlap_scopes": []any{"read"}, "request_id": "deploy-7"}))
 	w.write("confirm/states", object{fieldVersion: 5, fieldInstance: "eu-1"})
 	used(w.rotate("states", object{"activation_delay": "5h"}))
-	w.write("revoke/compromised", object{fieldVersion: 1, fieldCompromised: true, fieldRotate: true})
+	tokens["compromised"] = text(w.t, w.write("revoke/compromised", object{fieldVersion: 1, fieldCompromised: true, fieldRotate: true})[fieldAPIKey])
 	w.rotate("off", nil)
 	w.write("keys/off", object{fieldEnabled: false})
 	w.write("revoke/dormant", object{fieldAll: true, fieldForce: true})
@@ -154,23 +155,37 @@ func history(w *cutWorld) {
 	w.pass(minutes(2))
 	w.flush()
 	w.write("roles/r/rotate", object{"overlap_period": "1h"}) // under way
-	// A claim, as a delivery makes it.
-	w.claimFor("compromised")
+	// A use that no page has yet.
+	w.write("verify", object{fieldAPIKey: tokens["plain"], fieldSource: "ap", fieldSourceIP: "192.0.2.1"})
+	// A claim, as a delivery makes it, with a key.
+	id = w.keyID("compromised")
+	sealed, err := w.engineNow().store.Seal(id, 2, tokens["compromised"])
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.putClaim(object{"key_id": id, "version": 2, "hook": "claims", "event_id": id + ".1", "sealed": sealed})
 }
 
 // keptCode is a claim code that is never redeemed.
 var keptCode = "claim_20458_" + base64.RawURLEncoding.EncodeToString(bytes.Repeat([]byte("code"), 8))
 
-// claimFor has a claim made, as a delivery does.
-func (w *cutWorld) claimFor(name string) {
+// putClaim stores a claim that lives for an hour, as a delivery does.
+func (w *cutWorld) putClaim(claim object) {
 	w.t.Helper()
 	digest := sha256.Sum256([]byte(keptCode))
-	id := hex.EncodeToString(digest[:])
-	entry := object{
-		"schema": 1, "digest": id, "key_id": w.keyID(name), "version": 2, "hook": "claims", "event_id": w.keyID(name) + ".1",
-		"expires": stamp(w.clock.Now().Add(time.Hour)),
+	id, end := hex.EncodeToString(digest[:]), w.clock.Now().Add(time.Hour)
+	entry := object{"schema": 1, "digest": id, "expires": stamp(end)}
+	maps.Copy(entry, claim)
+	if claim["sealed"] != nil {
+		w.put(fmt.Sprintf("claimend/%d/20458.%s", (end.Unix()+59)/60, id[:32]), nil)
 	}
-	if err := w.memory.Put(w.t.Context(), &logical.StorageEntry{Key: "claim/20458/" + id[:32], Value: []byte(toJSON(entry))}); err != nil {
+	w.put("claim/20458/"+id[:32], []byte(toJSON(entry)))
+}
+
+// put stores an entry, whatever storage is made to refuse.
+func (w *cutWorld) put(path string, value []byte) {
+	w.t.Helper()
+	if err := w.memory.Put(w.t.Context(), &logical.StorageEntry{Key: path, Value: value}); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -224,6 +239,7 @@ func TestWriteState(t *testing.T) {
 	w.mount = newMountOn(t, memory, w.faulty, clock.NewManual(epoch))
 	w.still()
 	history(w)
+	w.restart() // what is only in memory is not kept
 	kept := keptState{Time: w.clock.Now(), Entries: map[string]json.RawMessage{}, Codes: map[string]string{}}
 	for path, value := range w.snapshot() {
 		if value == "" {
@@ -267,7 +283,8 @@ func TestStateOfEveryRelease(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for _, kind := range []string{
-				"mount", "config", "role", "key", "name", "imported", "member", "due", "dueh", "rollover", "usage", "webhook", "outbox", "claim", "reports", "work", "done",
+				"mount", "config", "role", "key", "name", "imported", "member", "due", "dueh", "rollover", "usage", "firstuse", "webhook", "outbox", "claim", "claimend",
+				"reports", "work", "done", "charge",
 			} {
 				if state.kindsOf()[kind] == "" {
 					t.Errorf("the state has no entry of the kind %q", kind)
@@ -510,15 +527,24 @@ func TestANewerSchemaIsRefused(t *testing.T) {
 		op   logical.Operation
 		path string
 		data object
+		// logged is said in the log, where nobody is asking for the entry.
+		logged string
 	}{
 		"mount":   {prefix: "mount/"},
 		"reports": {prefix: "reports"},
-		"role":    {"role/", logical.UpdateOperation, "roles/auto", object{"overlap_period": "5h"}},
-		"key":     {"key/", logical.UpdateOperation, "rotate/plain", nil},
-		"hook":    {"webhook/", logical.UpdateOperation, "webhooks/log", object{"events": []any{"key.*"}}},
-		"usage":   {"usage/", logical.ReadOperation, "usage/plain", nil},
-		"job":     {"work/", logical.ReadOperation, "roles/r/rotate", nil},
-		"result":  {"done/", logical.ReadOperation, "roles/auto/rotate", nil},
+		"role":    {"role/", logical.UpdateOperation, "roles/auto", object{"overlap_period": "5h"}, ""},
+		"key":     {"key/", logical.UpdateOperation, "rotate/plain", nil, ""},
+		"hook":    {"webhook/", logical.UpdateOperation, "webhooks/log", object{"events": []any{"key.*"}}, ""},
+		"usage":   {"usage/", logical.ReadOperation, "usage/plain", nil, ""},
+		"claim":   {"claim/", logical.UpdateOperation, "claim", object{"code": keptCode}, ""},
+		"job":     {"work/", logical.ReadOperation, "roles/r/rotate", nil, ""},
+		"result":  {"done/", logical.ReadOperation, "roles/auto/rotate", nil, ""},
+		// Nobody listens there.
+		"event": {
+			"outbox/", logical.UpdateOperation, "webhooks/log", object{"url": "http://127.0.0.1:1/", "allow_private": true, "enabled": true},
+			"a stored event waits for a newer plugin",
+		},
+		"use": {"firstuse/", logical.UpdateOperation, "sweep", nil, "schema 99 is not one that this plugin reads (1 to 1): run the newer plugin that wrote it"},
 	}
 	for name, state := range keptStates(t) {
 		for kind, c := range refusals {
@@ -539,12 +565,14 @@ func TestANewerSchemaIsRefused(t *testing.T) {
 						t.Fatal(err)
 					}
 					a := w.request(c.op, c.path, c.data)
-					if a.status != http.StatusInternalServerError {
+					if (a.status != http.StatusInternalServerError) != (c.logged != "") {
 						t.Errorf("a newer %s is answered %s", kind, a)
 					}
 					said = a.errText
 				}
-				if !strings.Contains(said, "schema 99") || !strings.Contains(said, "newer plugin") {
+				if c.logged != "" {
+					eventually(t, "that it waits for a newer plugin", func() bool { return strings.Contains(w.logs.String(), c.logged) })
+				} else if !strings.Contains(said, "schema 99") || !strings.Contains(said, "newer plugin") {
 					t.Errorf("of a newer %s is said: %s", kind, said)
 				}
 				if err == nil {

@@ -21,6 +21,7 @@
 //	webhook/<name>               webhooks (seal-wrapped: they hold secrets)
 //	outbox/<webhook>/<event>     events that a webhook has still to be told
 //	claim/<day>/<hash>           claim codes, as hashes
+//	claimend/<minute>/<claim>    in which minute a claim with a key ends, or one that was redeemed is told
 //	work/<job>                   jobs under way
 //	done/<job>                   the last result of each job
 //	charge/<number>-<epoch>      who took charge of the mount, the highest number last
