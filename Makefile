@@ -26,7 +26,7 @@ RACE = $$(if command -v "$$(go env CC)" >/dev/null; then echo -race; else echo '
 
 # What the race detector makes take many minutes, or would measure itself: these
 # run without it, and the rest with it.
-NO_RACE := ^(TestEveryCrashAtTheRoutes|TestOperationCountsDoNotGrow|TestPagesAgainstATwin|TestAFlushThatIsCutOffLosesOnlyWhatWasNotFlushed|TestWritesAreBoundedAt100000ActiveKeys|TestAMonthOf100000KeysIsBounded|TestAHitCostsLittleMoreThanItsHash)$$
+NO_RACE := ^(TestEveryCrash(AtTheRoutes|OfTheFirstStart|OfACleanup)|TestOperationCountsDoNotGrow|TestPagesAgainstATwin|TestAFlushThatIsCutOffLosesOnlyWhatWasNotFlushed|TestWritesAreBoundedAt100000ActiveKeys|TestAMonthOf100000KeysIsBounded|TestAHitCostsLittleMoreThanItsHash)$$
 # These run with it, in a small number for its sake, and without it in a large one.
 BOTH := ^(TestTheMountBehavesAsItsModel|TestOneKeyIsLinearizable)$$
 

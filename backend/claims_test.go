@@ -18,6 +18,7 @@ import (
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/webhook"
 )
 
 // arrival is a message that a receiver got.
@@ -148,14 +149,30 @@ func eventually(t tester, what string, holds func() bool) {
 // disabled. An attempt that is under way while the clock is moved times out.
 func (m *mount) delivered() {
 	m.t.Helper()
-	eventually(m.t, "the outbox empty", func() bool {
-		for _, s := range m.engineNow().watch.hooks.Statuses() {
-			if s.Name == "claims" && s.Hook != nil && s.Hook.Enabled && s.Pending > 0 {
-				return false
-			}
+	eventually(m.t, "the outbox empty", m.nothingPending)
+}
+
+// deliveredWithin tells whether that is so within d of the real time: after a
+// failure, what is to be told waits for the clock.
+func (m *mount) deliveredWithin(d time.Duration) bool {
+	m.t.Helper()
+	for limit := clock.System().After(d); !m.nothingPending(); {
+		select {
+		case <-limit:
+			return false
+		case <-clock.System().After(time.Millisecond):
 		}
-		return true
-	})
+	}
+	return true
+}
+
+func (m *mount) nothingPending() bool {
+	for _, s := range m.engineNow().watch.hooks.Statuses() {
+		if s.Name == "claims" && s.Hook != nil && s.Hook.Enabled && s.Pending > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // passDelivering is pass with time for deliveries in each minute.
@@ -461,8 +478,9 @@ func TestARotationWaitsForItsWebhook(t *testing.T) {
 }
 
 // TestNoCrashLosesAKeyThatIsNotKept: the process ends at any storage operation
-// from the rotation to the delivery. After a restart the code comes, and is
-// good for the key that is active, once; nothing is kept after that.
+// from the rotation to the delivery, or that operation alone fails. After that
+// the code comes, and is good for the key that is active, once; nothing is kept
+// of it then, and nothing stays of what was filed for it.
 func TestNoCrashLosesAKeyThatIsNotKept(t *testing.T) {
 	t.Parallel()
 	base, b := newMount(t), newInbox(t)
@@ -473,12 +491,14 @@ func TestNoCrashLosesAKeyThatIsNotKept(t *testing.T) {
 	b.code(t, 1)
 	base.delivered()
 	base.Cleanup(t.Context())
-	for _, applied := range []bool{false, true} {
+	for _, mode := range []storetest.Fault{{Rest: true}, {Rest: true, Applied: true}, {}, {Applied: true}} {
 		for n := 1; ; n++ {
 			if n > 60 {
 				t.Fatal("it never ends without a fault")
 			}
-			if !crashWhileHandingOver(t, base.memory.Clone(), v1, storetest.Fault{At: n, Applied: applied, Rest: true}) {
+			fault := mode
+			fault.At = n
+			if !crashWhileHandingOver(t, base.memory.Clone(), v1, fault) {
 				break
 			}
 		}
@@ -501,9 +521,20 @@ func crashWhileHandingOver(t *testing.T, memory *storetest.Memory, v1 string, fa
 		return faulty.Failed() > 0 || len(memory.Paths("outbox/")) == 0 && len(b.posts()) > 0
 	})
 	reached = faulty.Failed() > 0
-	faulty.Heal()
-	m = m.reopen()
+	if fault.Rest {
+		m = m.crash()
+		memory = m.memory
+	} else {
+		faulty.Heal()
+	}
 	m.wantCodes("VALID", v1)
+	for range 12 { // what failed waits a while
+		m.pass(time.Minute)
+		m.flush()
+		if m.deliveredWithin(time.Second) {
+			break
+		}
+	}
 	m.passDelivering(4 * time.Minute)
 	m.flush()
 	m.wantStates("acme", "retiring active")
@@ -515,6 +546,14 @@ func crashWhileHandingOver(t *testing.T, memory *storetest.Memory, v1 string, fa
 		if strings.Contains(value, `"handover"`) || strings.Contains(value, `"sealed"`) && !strings.Contains(value, `"version":1`) {
 			t.Errorf("%+v: %s keeps a key", fault, path)
 		}
+	}
+	m.tell()
+	m.delivered()
+	m.clock.Advance(webhook.ClaimLife + time.Minute)
+	m.flush()
+	m.wantNothingKept(fmt.Sprintf("%+v: in the end", fault))
+	if left := append(memory.Paths("outbox/"), memory.Paths("claimend/")...); len(left) > 0 {
+		t.Errorf("%+v: left are %q", fault, left)
 	}
 	m.Cleanup(t.Context())
 	return reached

@@ -19,6 +19,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
 
 // cutWorld is a mount whose operations are cut off at a storage operation.
@@ -32,6 +33,17 @@ type cutWorld struct {
 	// "acme".
 	tokens []string
 	acmeID string
+	// judged is what was answered of each token when it was last asked for, and
+	// revived tells that the operation was done, or repeated.
+	judged  map[string]judgement
+	revived bool
+}
+
+// judgement is what verify answered of a token, and when the end of its version
+// was to come, as far as that was known then.
+type judgement struct {
+	code string
+	end  time.Time
 }
 
 // cut is an operation that is cut off at each of its storage operations.
@@ -41,12 +53,17 @@ type cut struct {
 	// do is the operation, and returns the status of its answer. It may be
 	// repeated, and is then done or refused.
 	do func(w *cutWorld) int
-	// ends tells that "acme" is ended by it, or left without an active version.
-	ends bool
+	// ends tells that it may end "acme", or leave it without an active version,
+	// and revives that it ends such a state. What is stored has to say so.
+	ends, revives bool
 	// mayWait tells that a failure to read lets it succeed and do less.
 	mayWait bool
+	// unused tells that its versions drain: another process is asked for them.
+	unused bool
 	// later tells how long after the operation there is still something to see.
 	later time.Duration
+	// holds, where set, checks what holds once it has succeeded, and in the end.
+	holds func(w *cutWorld)
 }
 
 const (
@@ -118,15 +135,13 @@ func (m *mount) still() {
 	e.heal.Stop(clock.System().After)
 }
 
-// open starts an engine on what is stored, as after a crash.
-func (w *cutWorld) open() {
+// restart starts an engine on what is stored, as after a crash: nothing that the
+// former one still does, or stores as it ends, reaches it.
+func (w *cutWorld) restart() {
 	w.t.Helper()
-	secrets := map[string]bool{}
-	if w.mount != nil {
-		w.Cleanup(w.t.Context())
-		secrets = w.secrets
-	}
-	w.mount = newMountOn(w.t, w.memory, w.faulty, w.clock)
+	memory, secrets := w.memory.Clone(), w.secrets
+	w.faulty = storetest.NewFaulty(memory)
+	w.mount = newMountOn(w.t, memory, w.faulty, w.clock)
 	maps.Copy(w.secrets, secrets)
 	w.still()
 }
@@ -194,6 +209,75 @@ func leasedKey(w *cutWorld) {
 	_, w.leasedID, w.lease = w.mount.lease()
 }
 
+// endedLeases are all that the role "empty" has: one that was ended, and one
+// whose time is over.
+func endedLeases(w *cutWorld) {
+	acme()(w)
+	w.write("roles/empty", object{"ttl": "1h", "max_ttl": "2h"})
+	_, _, lease := w.leased(w.request(logical.ReadOperation, "creds/empty", nil))
+	_, _, _ = w.leased(w.request(logical.ReadOperation, "creds/empty", nil))
+	must(func(w *cutWorld) int { return w.endLease(lease).status })(w)
+	must(ticked(minutes(75)))(w)
+}
+
+// offered has keptCode stand for version 1 of a key, which is stored nowhere else
+// where it is given.
+func offered(w *cutWorld, name, presented string) {
+	claim := object{"key_id": w.keyID(name), "version": 1, "hook": "log", "event_id": w.keyID(name) + ".1"}
+	if presented != "" {
+		sealed, err := w.engineNow().store.Seal(w.keyID(name), 1, presented)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		claim["sealed"] = sealed
+	}
+	w.putClaim(claim)
+}
+
+// handedOver is a key that is kept nowhere but in a claim.
+func handedOver(w *cutWorld) {
+	acme()(w)
+	w.write("roles/new", object{"retrievable": false})
+	offered(w, "new", text(w.t, w.write("keys/new", object{fieldRole: "new"})[fieldAPIKey]))
+}
+
+// tells is how often the history of a key tells of an event.
+func (w *cutWorld) tells(name string, event keyring.EventType) (n int) {
+	w.t.Helper()
+	for _, e := range w.stored(w.keyID(name)).History {
+		if e.Type == event {
+			n++
+		}
+	}
+	return n
+}
+
+// redeemed is that the history tells, once, of a claim on a key.
+func redeemed(name string) func(w *cutWorld) {
+	return func(w *cutWorld) {
+		if n := w.tells(name, keyring.EventClaimRedeemed); n != 1 {
+			w.t.Errorf("that the claim was redeemed is told %d times", n)
+		}
+	}
+}
+
+// knowsVerifier is that the next process knows of it, so that nothing is taken for
+// drained that it may have seen.
+func knowsVerifier(w *cutWorld) {
+	if _, known := w.another().engineNow().keeper.Book.Reports.Verifier(verifierName("entity:"+w.entity, "edge")); !known {
+		w.t.Error("a verifier that was heard from is not known after a restart")
+	}
+}
+
+// knowsUnnamed is the same of one that asks without a name.
+func knowsUnnamed(w *cutWorld) {
+	reports := object{}
+	w.entry("reports", &reports)
+	if reports["unnamed"] == nil {
+		w.t.Error("that somebody asked without a name is not known after a restart")
+	}
+}
+
 // several are keys of one role.
 func several(w *cutWorld) {
 	acme()(w)
@@ -229,67 +313,86 @@ func cuts() map[string]cut {
 	}
 	imported := then(acme(), must(post("keys/brought", object{fieldRole: "r", fieldImportKey: cutImport})))
 	emptyRole := then(acme(), must(post("roles/empty", nil)), must(post("roles/empty/rotate", nil)))
+	claim := post("claim", object{"code": keptCode})
+	heard := func(w *cutWorld) int {
+		return w.request(logical.ReadOperation, "sync", object{"verifier": "edge", "boot": "b"}).status
+	}
+	lookedUp := func(w *cutWorld) int { return post("lookup", object{"key_ids": []any{w.acmeID}})(w) }
+	heardUnnamed := func(w *cutWorld) int {
+		at := w.request(logical.ReadOperation, "sync", nil).data
+		return w.request(logical.ReadOperation, "sync", object{fieldEpoch: at[fieldEpoch], fieldSeq: at[fieldSeq]}).status
+	}
+	// Nobody listens there, and it wants no events.
+	testable := then(acme(), must(post("webhooks/new", object{"url": "http://127.0.0.1:1/", "allow_private": true, "events": []any{"incident.*"}})))
 	return map[string]cut{
-		"create":                    {prepare: acme(), do: post("keys/new", object{fieldRole: "r", fieldScopes: []any{"a"}})},
-		"create disabled":           {prepare: acme(), do: post("keys/new", object{fieldRole: "r", fieldEnabled: false})},
-		"import":                    {prepare: acme(), do: post("keys/new", object{fieldRole: "r", fieldImportKey: cutImport})},
-		"import a digest":           {prepare: imported, do: post("keys/new", object{fieldRole: "r", fieldImportSHA256: strings.Repeat("a1", 32)})},
-		"import a batch":            {prepare: imported, do: post("import", object{"batch_input": []any{object{fieldName: "b1", fieldRole: "r", fieldImportKey: cutOther}, object{fieldName: "acme", fieldRole: "r", fieldImportKey: cutOther + "x"}, object{fieldName: "b2", fieldRole: "r", fieldImportSHA256: strings.Repeat("b2", 32)}}})},
-		"change":                    {prepare: acme(), do: post("keys/acme", object{fieldScopes: []any{"a"}, fieldMetadata: object{"n": "v"}})},
-		"disable":                   {prepare: acme(nil), do: post("keys/acme", object{fieldEnabled: false}), ends: true},
-		"enable with one overdue":   {prepare: then(automatic(nil), must(post("keys/acme", object{fieldEnabled: false})), must(ticked(30*time.Hour))), do: post("keys/acme", object{fieldEnabled: true})},
-		"rotate":                    {prepare: acme(), do: post("rotate/acme", object{"request_id": "once"})},
-		"rotate again":              {prepare: acme(nil), do: post("rotate/acme", nil)},
-		"rotate into a full space":  {prepare: acme(nil, nil), do: post("rotate/acme", object{"force": true, "request_id": "once"})},
-		"rotate with a delay":       {prepare: acme(), do: post("rotate/acme", object{"activation_delay": "30m", "request_id": "once"})},
-		"cut over":                  {prepare: acme(), do: post("rotate/acme", object{"overlap_period": 0, "request_id": "once"})},
-		"rotate an import":          {prepare: imported, do: post("rotate/brought", object{"request_id": "once"})},
-		"narrow the former":         {prepare: acme(), do: post("rotate/acme", object{"overlap_scopes": []any{"a"}, "request_id": "once"})},
-		"promote":                   {prepare: acme(object{"activation_delay": "2h"}), do: post("promote/acme", nil)},
-		"roll back":                 {prepare: acme(nil), do: post("rollback/acme", object{fieldVersion: 1})},
-		"roll back to a retired":    {prepare: then(acme(nil), must(ticked(minutes(100)))), do: post("rollback/acme", object{fieldVersion: 1})},
-		"roll back for good":        {prepare: acme(nil), do: post("rollback/acme", object{fieldVersion: 1, fieldRevokeNewer: true})},
-		"extend":                    {prepare: acme(nil), do: post("extend/acme", object{fieldVersion: 1, fieldOverlapPeriod: "3h"})},
-		"extend what is retired":    {prepare: then(acme(nil), must(ticked(minutes(100)))), do: post("extend/acme", object{fieldVersion: 1, fieldOverlapPeriod: "3h"})},
-		"retire":                    {prepare: acme(nil), do: post("retire/acme", object{fieldForce: true})},
-		"revoke":                    {prepare: acme(nil), do: post("revoke/acme", object{fieldVersion: 1})},
-		"compromise":                {prepare: acme(nil), do: post("revoke/acme", object{fieldVersion: 2, fieldCompromised: true, fieldRotate: true})},
-		"compromise all":            {prepare: acme(nil, nil), do: post("revoke/acme", object{fieldAll: true, fieldCompromised: true, fieldRotate: true})},
-		"revoke all":                {prepare: acme(nil), do: post("revoke/acme", object{fieldAll: true, fieldForce: true}), ends: true},
-		"revive":                    {prepare: then(acme(), must(post("revoke/acme", object{fieldAll: true, fieldForce: true}))), do: post("rotate/acme", object{"request_id": "once"}), ends: true},
-		"delete":                    {prepare: acme(nil), do: erase("keys/acme"), ends: true},
-		"delete an import":          {prepare: imported, do: erase("keys/brought")},
-		"delete what leaked":        {prepare: then(acme(nil), must(post("revoke/acme", object{fieldVersion: 1, fieldCompromised: true}))), do: erase("keys/acme"), ends: true},
-		"confirm":                   {prepare: acme(nil), do: post("confirm/acme", object{fieldVersion: 2, fieldInstance: "eu-1"})},
-		"read creds":                {prepare: acme(), do: creds, later: 26 * time.Hour},
-		"renew":                     {prepare: leasedKey, do: renew, later: 28 * time.Hour},
-		"end a lease":               {prepare: leasedKey, do: end, later: 26 * time.Hour},
-		"rotate a lease":            {prepare: leasedKey, do: rotateLease, later: 28 * time.Hour},
-		"a tick ends a lease":       {prepare: leasedKey, do: ticked(minutes(75)), later: 26 * time.Hour},
-		"a tick forgets a lease":    {prepare: then(leasedKey, must(ticked(minutes(75)))), do: ticked(26 * time.Hour), later: 26 * time.Hour},
-		"make a role":               {prepare: acme(), do: post("roles/new", object{"overlap_period": "2h"})},
-		"change a schedule":         {prepare: automatic(nil), do: posts(post("roles/r", object{"rotation_period": "12h"}), ticked(minutes(1))), later: 13 * time.Hour},
-		"delete a role":             {prepare: emptyRole, do: erase("roles/empty")},
-		"rotate a role":             {prepare: several, do: posts(post("roles/r/rotate", nil), ticked(minutes(12)))},
-		"configure":                 {prepare: acme(), do: post("config", object{"leak_rate": 7})},
-		"make a webhook":            {prepare: acme(), do: post("webhooks/new", object{"url": "https://example.com/", "enabled": false})},
-		"change a webhook":          {prepare: acme(), do: post("webhooks/log", object{"events": []any{"*", "version.*"}})},
-		"delete a webhook":          {prepare: then(acme(), must(post("webhooks/new", object{"url": "https://example.com/", "enabled": false})), must(post("rotate/acme", nil)), (*cutWorld).oneTell), do: posts(erase("webhooks/new"), ticked(minutes(30)))},
-		"verify and flush":          {prepare: imported, do: posts(verifyAll, ticked(minutes(12)))},
-		"report and flush":          {prepare: acme(), do: posts(report, ticked(minutes(12)))},
-		"flush again":               {prepare: then(acme(nil), must(verifyAll), must(report), must(ticked(minutes(22)))), do: posts(verifyAll, ticked(minutes(24)))},
-		"list rollovers":            {prepare: then(acme(nil), must(ticked(6*time.Hour))), do: rollovers},
-		"sweep":                     {prepare: acme(nil), do: sweep},
-		"a tick rotates":            {prepare: automatic(nil), do: ticked(24 * time.Hour), later: 25 * time.Hour},
-		"a tick rotates, late":      {prepare: automatic(nil), do: ticked(240 * time.Hour), later: 25 * time.Hour},
-		"a tick of a schedule":      {prepare: automatic(object{"rotation_period": 0, "rotation_schedule": "0 6 * * *", "rotation_window": "2h"}), do: ticked(6*time.Hour + time.Minute), later: 25 * time.Hour},
-		"a tick announces":          {prepare: automatic(nil), do: ticked(22 * time.Hour), later: 25 * time.Hour},
-		"a tick promotes":           {prepare: acme(object{"activation_delay": "30m"}), do: ticked(minutes(50))},
-		"a tick reminds":            {prepare: then(acme(nil), must(verifyAll)), do: ticked(minutes(50))},
-		"a tick retires":            {prepare: acme(nil), do: ticked(minutes(80))},
-		"a tick drops plaintext":    {prepare: then(acme(nil), must(ticked(minutes(80)))), do: ticked(6 * time.Hour)},
-		"a tick looks for drain":    {prepare: then(automatic(object{"extend_until_drained": true, "drain_quiet_period": "10m", "max_overlap_period": "12h"}), must(post("rotate/acme", nil))), do: ticked(minutes(70)), later: 14 * time.Hour, mayWait: true},
-		"a version reaches its age": {prepare: automatic(object{"version_ttl": "26h"}), do: ticked(25 * time.Hour), later: 26 * time.Hour},
+		"create":                     {prepare: acme(), do: post("keys/new", object{fieldRole: "r", fieldScopes: []any{"a"}})},
+		"create disabled":            {prepare: acme(), do: post("keys/new", object{fieldRole: "r", fieldEnabled: false})},
+		"import":                     {prepare: acme(), do: post("keys/new", object{fieldRole: "r", fieldImportKey: cutImport})},
+		"import a digest":            {prepare: imported, do: post("keys/new", object{fieldRole: "r", fieldImportSHA256: strings.Repeat("a1", 32)})},
+		"import a batch":             {prepare: imported, do: post("import", object{"batch_input": []any{object{fieldName: "b1", fieldRole: "r", fieldImportKey: cutOther}, object{fieldName: "acme", fieldRole: "r", fieldImportKey: cutOther + "x"}, object{fieldName: "b2", fieldRole: "r", fieldImportSHA256: strings.Repeat("b2", 32)}}})},
+		"change":                     {prepare: acme(), do: post("keys/acme", object{fieldScopes: []any{"a"}, fieldMetadata: object{"n": "v"}})},
+		"disable":                    {prepare: acme(nil), do: post("keys/acme", object{fieldEnabled: false}), ends: true},
+		"enable with one overdue":    {prepare: then(automatic(nil), must(post("keys/acme", object{fieldEnabled: false})), must(ticked(30*time.Hour))), do: post("keys/acme", object{fieldEnabled: true}), revives: true},
+		"rotate":                     {prepare: acme(), do: post("rotate/acme", object{"request_id": "once"})},
+		"rotate again":               {prepare: acme(nil), do: post("rotate/acme", nil)},
+		"rotate into a full space":   {prepare: acme(nil, nil), do: post("rotate/acme", object{"force": true, "request_id": "once"})},
+		"rotate with a delay":        {prepare: acme(), do: post("rotate/acme", object{"activation_delay": "30m", "request_id": "once"})},
+		"cut over":                   {prepare: acme(), do: post("rotate/acme", object{"overlap_period": 0, "request_id": "once"})},
+		"rotate an import":           {prepare: imported, do: post("rotate/brought", object{"request_id": "once"})},
+		"narrow the former":          {prepare: acme(), do: post("rotate/acme", object{"overlap_scopes": []any{"a"}, "request_id": "once"})},
+		"promote":                    {prepare: acme(object{"activation_delay": "2h"}), do: post("promote/acme", nil)},
+		"roll back":                  {prepare: acme(nil), do: post("rollback/acme", object{fieldVersion: 1})},
+		"roll back to a retired":     {prepare: then(acme(nil), must(ticked(minutes(100)))), do: post("rollback/acme", object{fieldVersion: 1})},
+		"roll back for good":         {prepare: acme(nil), do: post("rollback/acme", object{fieldVersion: 1, fieldRevokeNewer: true})},
+		"extend":                     {prepare: acme(nil), do: post("extend/acme", object{fieldVersion: 1, fieldOverlapPeriod: "3h"})},
+		"extend what is retired":     {prepare: then(acme(nil), must(ticked(minutes(100)))), do: post("extend/acme", object{fieldVersion: 1, fieldOverlapPeriod: "3h"})},
+		"retire":                     {prepare: acme(nil), do: post("retire/acme", object{fieldForce: true})},
+		"revoke":                     {prepare: acme(nil), do: post("revoke/acme", object{fieldVersion: 1})},
+		"compromise":                 {prepare: acme(nil), do: post("revoke/acme", object{fieldVersion: 2, fieldCompromised: true, fieldRotate: true})},
+		"compromise all":             {prepare: acme(nil, nil), do: post("revoke/acme", object{fieldAll: true, fieldCompromised: true, fieldRotate: true})},
+		"revoke all":                 {prepare: acme(nil), do: post("revoke/acme", object{fieldAll: true, fieldForce: true}), ends: true},
+		"revive":                     {prepare: then(acme(), must(post("revoke/acme", object{fieldAll: true, fieldForce: true}))), do: post("rotate/acme", object{"request_id": "once"}), revives: true},
+		"delete":                     {prepare: acme(nil), do: erase("keys/acme"), ends: true},
+		"delete an import":           {prepare: imported, do: erase("keys/brought")},
+		"delete what leaked":         {prepare: then(acme(nil), must(post("revoke/acme", object{fieldVersion: 1, fieldCompromised: true}))), do: erase("keys/acme"), ends: true},
+		"confirm":                    {prepare: acme(nil), do: post("confirm/acme", object{fieldVersion: 2, fieldInstance: "eu-1"})},
+		"read creds":                 {prepare: acme(), do: creds, later: 26 * time.Hour},
+		"renew":                      {prepare: leasedKey, do: renew, later: 28 * time.Hour},
+		"end a lease":                {prepare: leasedKey, do: end, later: 26 * time.Hour},
+		"rotate a lease":             {prepare: leasedKey, do: rotateLease, later: 28 * time.Hour},
+		"a tick ends a lease":        {prepare: leasedKey, do: ticked(minutes(75)), later: 26 * time.Hour},
+		"a tick forgets a lease":     {prepare: then(leasedKey, must(ticked(minutes(75)))), do: ticked(26 * time.Hour), later: 26 * time.Hour},
+		"make a role":                {prepare: acme(), do: post("roles/new", object{"overlap_period": "2h"})},
+		"change a schedule":          {prepare: automatic(nil), do: posts(post("roles/r", object{"rotation_period": "12h"}), ticked(minutes(1))), later: 13 * time.Hour},
+		"delete a role":              {prepare: emptyRole, do: erase("roles/empty")},
+		"delete a role of leases":    {prepare: endedLeases, do: erase("roles/empty"), later: 26 * time.Hour},
+		"rotate a role":              {prepare: several, do: posts(post("roles/r/rotate", nil), ticked(minutes(12)))},
+		"configure":                  {prepare: acme(), do: post("config", object{"leak_rate": 7})},
+		"make a webhook":             {prepare: acme(), do: post("webhooks/new", object{"url": "https://example.com/", "enabled": false})},
+		"change a webhook":           {prepare: acme(), do: post("webhooks/log", object{"events": []any{"*", "version.*"}})},
+		"delete a webhook":           {prepare: then(acme(), must(post("webhooks/new", object{"url": "https://example.com/", "enabled": false})), must(post("rotate/acme", nil)), (*cutWorld).oneTell), do: posts(erase("webhooks/new"), ticked(minutes(30)))},
+		"test a webhook":             {prepare: testable, do: post("webhooks/new/test", nil)},
+		"claim":                      {prepare: then(acme(), func(w *cutWorld) { offered(w, "acme", "") }), do: posts(claim, ticked(minutes(12))), holds: redeemed("acme")},
+		"claim what is kept nowhere": {prepare: handedOver, do: posts(claim, ticked(minutes(12))), holds: redeemed("new")},
+		"a claim ends":               {prepare: handedOver, do: ticked(minutes(75))},
+		"hear of a verifier":         {prepare: acme(nil), do: posts(heard, ticked(minutes(22))), holds: knowsVerifier},
+		"hear from one unnamed":      {prepare: acme(nil), do: posts(heardUnnamed, ticked(minutes(22))), holds: knowsUnnamed},
+		"look up":                    {prepare: acme(nil), do: posts(lookedUp, ticked(minutes(22))), holds: knowsUnnamed},
+		"verify and flush":           {prepare: imported, do: posts(verifyAll, ticked(minutes(12)))},
+		"report and flush":           {prepare: acme(), do: posts(report, ticked(minutes(12)))},
+		"flush again":                {prepare: then(acme(nil), must(verifyAll), must(report), must(ticked(minutes(22)))), do: posts(verifyAll, ticked(minutes(24)))},
+		"list rollovers":             {prepare: then(acme(nil), must(ticked(6*time.Hour))), do: rollovers},
+		"sweep":                      {prepare: acme(nil), do: sweep},
+		"a tick rotates":             {prepare: automatic(nil), do: ticked(24 * time.Hour), later: 25 * time.Hour},
+		"a tick rotates, late":       {prepare: automatic(nil), do: ticked(240 * time.Hour), later: 25 * time.Hour},
+		"a tick of a schedule":       {prepare: automatic(object{"rotation_period": 0, "rotation_schedule": "0 6 * * *", "rotation_window": "2h"}), do: ticked(6*time.Hour + time.Minute), later: 25 * time.Hour},
+		"a tick announces":           {prepare: automatic(nil), do: ticked(22 * time.Hour), later: 25 * time.Hour},
+		"a tick promotes":            {prepare: acme(object{"activation_delay": "30m"}), do: ticked(minutes(50))},
+		"a tick reminds":             {prepare: then(acme(nil), must(verifyAll)), do: ticked(minutes(50))},
+		"a tick retires":             {prepare: acme(nil), do: ticked(minutes(80))},
+		"a tick drops plaintext":     {prepare: then(acme(nil), must(ticked(minutes(80)))), do: ticked(6 * time.Hour)},
+		"a tick looks for drain":     {prepare: then(automatic(object{"extend_until_drained": true, "drain_quiet_period": "10m", "max_overlap_period": "12h"}), must(post("rotate/acme", nil))), do: ticked(minutes(70)), later: 14 * time.Hour, mayWait: true, unused: true},
+		"a version reaches its age":  {prepare: automatic(object{"version_ttl": "26h"}), do: ticked(25 * time.Hour), later: 26 * time.Hour},
 	}
 }
 
@@ -394,18 +497,13 @@ func TestEveryCrashAtTheRoutes(t *testing.T) {
 	}
 }
 
-// cutModes are the ways in which an operation is cut off. A crash right after
-// a storage operation is one before the next; it is tried apart, for what is
-// answered, only where there is time.
+// cutModes are the ways in which an operation is cut off. A crash right after a
+// storage operation differs from one before the next in what is answered.
 func cutModes() []storetest.Fault {
-	crash, refused, applied := storetest.Fault{Rest: true}, storetest.Fault{}, storetest.Fault{Applied: true}
-	switch {
-	case raceDetector || testing.Short():
+	if raceDetector || testing.Short() {
 		return []storetest.Fault{{Rest: true, WritesOnly: true}, {Applied: true, WritesOnly: true}}
-	case modelIsLarge():
-		return []storetest.Fault{crash, refused, applied, {Rest: true, Applied: true}}
 	}
-	return []storetest.Fault{crash, refused, applied}
+	return []storetest.Fault{{Rest: true}, {}, {Applied: true}, {Rest: true, Applied: true}}
 }
 
 // modelIsLarge tells that the tests against the model, and those of crashes,
@@ -450,7 +548,7 @@ func (w *cutWorld) recovered(sc cut, lost, succeeded bool, allowed map[string][]
 	w.t.Helper()
 	t := w.t
 	if lost {
-		w.open()
+		w.restart()
 	}
 	seen := w.look()
 	for what, value := range seen {
@@ -471,14 +569,23 @@ func (w *cutWorld) recovered(sc cut, lost, succeeded bool, allowed map[string][]
 			}
 		}
 	}
+	w.revived = succeeded
+	if succeeded && sc.holds != nil {
+		sc.holds(w)
+	}
 	w.rules(sc)
 	// A minute later a tick has caught up, and the operation is repeated.
 	w.clock.Advance(time.Minute)
 	w.settled()
+	w.rules(sc)
 	if status := sc.do(w); status >= 500 {
 		t.Errorf("repeated, the operation answers %d", status)
 	}
+	w.done()
 	w.settled()
+	if sc.holds != nil {
+		sc.holds(w)
+	}
 	w.rules(sc)
 	// Later everything due has been done, by ticks that come seldom.
 	step := max(sc.later, 7*time.Hour) / 4
@@ -539,10 +646,98 @@ func (w *cutWorld) entry(path string, v any) {
 	}
 }
 
+// done tells that the operation was: what it made of tokens is judged anew, but
+// what can never be accepted again.
+func (w *cutWorld) done() {
+	w.revived = true
+	for presented, was := range w.judged {
+		if was.code != "REVOKED" && was.code != "COMPROMISED" {
+			delete(w.judged, presented)
+		}
+	}
+}
+
+// judge asks for every token that was ever given out. Between two operations
+// what has ended stays so, and what is accepted ends when it was to end.
+func (w *cutWorld) judge(sc cut) {
+	w.t.Helper()
+	asked := w
+	if sc.unused {
+		asked = w.another()
+	}
+	if w.judged == nil {
+		w.judged = map[string]judgement{}
+	}
+	w.mu.Lock()
+	tokens := slices.Sorted(maps.Keys(w.secrets))
+	w.mu.Unlock()
+	keys, now := w.keys(), w.clock.Now()
+	for i, presented := range tokens {
+		v := versionOf(keys, presented)
+		is, was := judgement{code: asked.code(presented), end: plannedEnd(v)}, w.judged[presented]
+		w.judged[presented] = is
+		switch {
+		case was.code == "" || was.code == is.code:
+		case was.code == "VALID":
+			if now.Before(was.end) || v == nil || plannedEnd(v).IsZero() || now.Before(plannedEnd(v)) {
+				w.t.Errorf("at %s token %d is %s, which was to end at %s: %+v", now, i+1, is.code, was.end, v)
+			}
+		case is.code == "VALID", was.code == "COMPROMISED", was.code == "NOT_FOUND",
+			was.code == "REVOKED" && is.code != "COMPROMISED" && is.code != "NOT_FOUND":
+			w.t.Errorf("at %s token %d, which was %s, is %s", now, i+1, was.code, is.code)
+		}
+	}
+}
+
+// versionOf is the version, as it is stored, that a token is; nil where no key
+// has it.
+func versionOf(keys []*keyring.Key, presented string) *keyring.Version {
+	digest := token.Sum(presented)
+	for _, k := range keys {
+		for i := range k.Versions {
+			if k.Versions[i].Digest == digest {
+				return &k.Versions[i]
+			}
+		}
+	}
+	return nil
+}
+
+// plannedEnd is the earliest end of a version that is known; zero where none is.
+func plannedEnd(v *keyring.Version) (end time.Time) {
+	if v == nil {
+		return end
+	}
+	for _, at := range []time.Time{v.OverlapEnds, v.AcceptedUntil, v.ExpireTime} {
+		if !at.IsZero() && (end.IsZero() || at.Before(end)) {
+			end = at
+		}
+	}
+	return end
+}
+
+// endedOnPurpose tells whether it is stored that the version which nothing
+// superseded was revoked, and whether none is left.
+func endedOnPurpose(k *keyring.Key) bool {
+	revoked := false
+	for _, v := range k.Versions {
+		if !v.State.Ended() {
+			return false
+		}
+		revoked = revoked || v.State.Final() && v.SupersededBy == 0
+	}
+	return revoked
+}
+
+// mayBeEnded tells whether the operation can have left "acme" to be refused.
+func (w *cutWorld) mayBeEnded(sc cut) bool { return sc.ends || sc.revives && !w.revived }
+
 // rules are those that hold at every moment.
 func (w *cutWorld) rules(sc cut) {
 	w.t.Helper()
 	t := w.t
+	w.judge(sc)
+	there := false
 	for _, k := range w.keys() {
 		if k.NextTick != 0 {
 			bits := uint64(0)
@@ -559,19 +754,23 @@ func (w *cutWorld) rules(sc cut) {
 		if !slices.ContainsFunc(w.memory.Paths("member/"+k.Role+"/"), func(p string) bool { return strings.HasSuffix(p, "/"+k.ID) }) {
 			t.Errorf("%s is not a member of its role", k.Label())
 		}
-		if k.Name == "" || k.Disabled {
+		if k.Name == "" {
 			continue
 		}
 		if got := w.keyID(k.Name); got != k.ID {
 			t.Errorf("the name of %s leads to %s", k.Label(), got)
 		}
-		if sc.ends && k.Name == "acme" && len(k.Accepted(w.clock.Now())) == 0 {
+		there = there || k.Name == "acme"
+		if k.Disabled || endedOnPurpose(k) {
+			if k.Name == "acme" && !w.mayBeEnded(sc) {
+				t.Errorf("%s has ended: %s", k.Label(), w.states("acme"))
+			}
 			continue
 		}
 		// No gap: what the key's client reads is accepted.
 		a := w.request(logical.ReadOperation, "static-creds/"+k.Name, nil)
-		if k.Imported && a.status == http.StatusNotFound && len(k.Accepted(w.clock.Now())) > 0 {
-			continue // imported by its hash
+		if (k.Imported || k.Role == "new") && a.status == http.StatusNotFound && len(k.Accepted(w.clock.Now())) > 0 {
+			continue // imported by its hash, or kept nowhere
 		}
 		if a.status != http.StatusOK {
 			t.Errorf("at %s nobody can read %s: %s", w.clock.Now(), k.Label(), a)
@@ -580,6 +779,9 @@ func (w *cutWorld) rules(sc cut) {
 		if code := w.code(text(t, a.data[fieldAPIKey])); code != "VALID" {
 			t.Errorf("at %s the current token of %s is %s", w.clock.Now(), k.Label(), code)
 		}
+	}
+	if !there && !w.mayBeEnded(sc) {
+		t.Error("acme is gone")
 	}
 }
 
@@ -623,6 +825,15 @@ func (w *cutWorld) atTheEnd() {
 	for _, path := range w.memory.Paths("outbox/") {
 		if hook := strings.Split(path, "/")[1]; !slices.Contains(w.memory.Paths("webhook/"), "webhook/"+hook) {
 			t.Errorf("what waited for a deleted webhook is still there: %s", path)
+		}
+	}
+	for _, path := range w.memory.Paths("claimend/") {
+		t.Errorf("what is filed of a claim stays: %s", path)
+	}
+	for _, path := range w.memory.Paths("claim/") {
+		claim := object{}
+		if w.entry(path, &claim); claim["sealed"] != nil || claim["untold"] != nil {
+			t.Errorf("%s holds a key, or is still to be told", path)
 		}
 	}
 	// Each event of a key from the first on is told once, by its number.
