@@ -21,9 +21,10 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/e2e/harness"
 )
 
-// mostRoles bounds the static roles: the engine makes them one by one, each with
-// a rotation. Where there are fewer keys, there is a tenth as many roles.
-const mostRoles = 5_000
+// mostRoles bounds the static roles, and mostUsers those of PostgreSQL: the
+// engine makes them one by one, each with a rotation. Where there are fewer keys,
+// there is a tenth as many roles. The report says how many there were.
+const mostRoles, mostUsers = 5_000, 500
 
 // peers measures other engines on the same server, with as many entries.
 func peers(t *testing.T, r *Report, l *load, srv *harness.Server, n int) {
@@ -88,12 +89,12 @@ func databases(t *testing.T, r *Report, l *load, srv *harness.Server, n int) err
 	srv.RegisterPlugin(t, engineName, "", engine, sum)
 	srv.EnableEngine(t, "db", engineName)
 	roles := min(n/10, mostRoles)
-	note := func(operation, unit string, units int, took time.Duration) {
-		add(&r.Peers, operation, unit, Point{Keys: n, Seconds: took.Seconds() / float64(units)})
+	note := func(operation, unit string, units, roles int, took time.Duration) {
+		add(&r.Peers, operation, unit, Point{Keys: n, Seconds: took.Seconds() / float64(units), Roles: roles})
 	}
 
 	l.must(http.MethodPost, "db/config/noop", fields{"plugin_name": "noop", "allowed_roles": "*", "verify_connection": false})
-	note(peerRotateNoop, "role", roles, l.staticRoles("noop", roles))
+	note(peerRotateNoop, "role", roles, roles, l.staticRoles("noop", roles))
 
 	loaded := strings.Count(srv.Log(), "starting periodic ticker")
 	for _, pid := range srv.PluginPIDs(engineName) {
@@ -109,9 +110,9 @@ func databases(t *testing.T, r *Report, l *load, srv *harness.Server, n int) err
 		}
 		return nil
 	})
-	note(peerStartNoop, fmt.Sprintf("start with %s roles", number(roles)), 1, time.Since(began))
+	note(peerStartNoop, "start", 1, roles, time.Since(began))
 
-	few := min(roles, 500)
+	few := min(roles, mostUsers)
 	addr, err := startPostgres(t, few)
 	if err != nil {
 		return fmt.Errorf("with PostgreSQL: %w", err)
@@ -122,7 +123,7 @@ func databases(t *testing.T, r *Report, l *load, srv *harness.Server, n int) err
 	}); err != nil {
 		return fmt.Errorf("with PostgreSQL: %w", err)
 	}
-	note(peerRotatePostgres, "role", few, l.staticRoles("pg", few))
+	note(peerRotatePostgres, "role", few, few, l.staticRoles("pg", few))
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // The names of operations that are compared with those of other engines.
@@ -56,6 +57,9 @@ type Point struct {
 	// Vault's, and without that of others on the machine.
 	CPU float64 `json:"plugin_cpu_seconds,omitempty"`
 	MiB float64 `json:"mib,omitempty"`
+	// Roles are the static roles of the database engine that this was measured
+	// with: fewer than keys, because it makes them one by one.
+	Roles int `json:"static_roles,omitempty"`
 }
 
 // Report is all that was measured.
@@ -105,6 +109,19 @@ func times(a, b Point, of func(Point) float64) float64 {
 func (p Point) operations() float64 { return p.Reads + p.Writes + p.Lists }
 func (p Point) seconds() float64    { return p.Seconds }
 func (p Point) cpu() float64        { return p.CPU }
+func (p Point) mib() float64        { return p.MiB }
+
+// used is the processor's time that each process has used, by its id.
+type used map[int]time.Duration
+
+// since is what was used after before by the processes that are there now. One
+// that has begun since then counts whole, and one that has ended not at all.
+func (u used) since(before used) (sum time.Duration) {
+	for pid, now := range u {
+		sum += now - before[pid]
+	}
+	return sum
+}
 
 // The most that something may grow from one number of keys to ten times as many.
 const (
@@ -112,10 +129,20 @@ const (
 	mostLinear   = 12
 )
 
-// grown says what of a full run grew more than it may, in the plugin's own time.
+// grown says what of a full run grew more than it may, in the plugin's own time,
+// or was not measured.
 func (r *Report) grown() []string {
 	var faults []string
+	if len(sizes(r.Server)) < 2 {
+		faults = append(faults, "nothing was measured at two numbers of keys")
+	}
 	for _, g := range r.Server {
+		for _, n := range sizes(r.Server) {
+			i := slices.IndexFunc(g.Points, func(p Point) bool { return p.Keys == n })
+			if n > g.Points[0].Keys && i < 0 || i >= 0 && g.Points[i].CPU <= 0 {
+				faults = append(faults, fmt.Sprintf("%s was not measured at %s keys", g.Operation, number(n)))
+			}
+		}
 		most := mostConstant
 		if g.Linear {
 			most = mostLinear
@@ -207,7 +234,7 @@ func (r *Report) Markdown() string {
 		if p.MiB > 0 {
 			text += fmt.Sprintf(", %.0f MiB", p.MiB)
 		}
-		return text
+		return text + p.withRoles()
 	}
 	growth := func(g Growth) string { return fmt.Sprintf("%.2f ×", g.growth(Point.seconds)) }
 	if len(r.Server) > 0 {
@@ -223,7 +250,7 @@ func (r *Report) Markdown() string {
 		table(&b, r.Server, seconds, growth)
 	}
 	if len(r.Peers) > 0 {
-		b.WriteString("\n## Other engines, on the same server in the same run\n\n")
+		b.WriteString("\n## Other engines, on the same server in the same run\n\nThe database engine makes its static roles one by one. So there are fewer than keys: how many, stands with each number.\n\n")
 		table(&b, r.Peers, seconds, growth)
 	}
 	if lines := r.compare(); len(lines) > 0 {
@@ -233,6 +260,14 @@ func (r *Report) Markdown() string {
 		}
 	}
 	return b.String()
+}
+
+// withRoles says how many static roles something was measured with.
+func (p Point) withRoles() string {
+	if p.Roles == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", with %s roles", number(p.Roles))
 }
 
 // pairs are what is compared with what.
@@ -267,49 +302,93 @@ func (r *Report) compare() []string {
 		if mine.Seconds > other.Seconds {
 			verdict = fmt.Sprintf("**we lose**: %.1f times as slow here", mine.Seconds/other.Seconds)
 		}
-		lines = append(lines, fmt.Sprintf("| %s: %s a %s | %s: %s a %s | %s |", ours.Operation, duration(mine.Seconds), ours.Unit, theirs.Operation, duration(other.Seconds), theirs.Unit, verdict))
+		lines = append(lines, fmt.Sprintf("| %s: %s a %s | %s: %s a %s%s | %s |", ours.Operation, duration(mine.Seconds), ours.Unit, theirs.Operation, duration(other.Seconds), theirs.Unit, other.withRoles(), verdict))
 	}
 	return lines
 }
 
-// SVG draws the operations of storage and the engine's own time over the number
-// of keys, both axes logarithmic.
+// panel is a plot over the number of keys, both axes logarithmic.
+type panel struct {
+	title string
+	all   []Growth
+	of    func(Point) float64
+	text  func(float64) string
+}
+
+// The size of a panel, and what its axes and its legend take of it.
+const panelWidth, panelHeight, panelLeft, panelRight, panelTop, panelBottom = 960, 460, 80, 340, 40, 50
+
+var colours = []string{"#1b6ca8", "#c0392b", "#1e8449", "#8e44ad", "#d68910", "#117a65", "#7b241c", "#2e4053", "#5b2c6f", "#a04000", "#0e6655", "#943126", "#5d6d7e", "#000000"}
+
+// SVG draws the operations of storage, the plugin's own time, and its memory.
+// What was not measured at two numbers of keys is left out.
 func (r *Report) SVG() string {
-	const width, height, left, right, top, bottom = 900, 460, 70, 260, 40, 50
-	var b strings.Builder
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="12">`+"\n<rect width=\"100%%\" height=\"100%%\" fill=\"white\"/>\n", width, height)
-	fmt.Fprintf(&b, "<text x=\"%d\" y=\"22\" font-size=\"15\">Operations of storage, by the number of keys of the mount</text>\n", left)
-	keys := sizes(r.Counts)
+	plain := func(unit string) func(float64) string {
+		return func(v float64) string { return fmt.Sprintf("%.4g%s", v, unit) }
+	}
+	var drawn []string
+	for _, p := range []panel{
+		{"Operations of storage", r.Counts, Point.operations, plain("")},
+		{"The plugin's own time, on Vault with Raft", r.Server, Point.cpu, duration},
+		{"Memory of the plugin's process", r.Server, Point.mib, plain(" MiB")},
+	} {
+		if text := p.draw(); text != "" {
+			drawn = append(drawn, fmt.Sprintf("<g transform=\"translate(0 %d)\">\n%s</g>\n", len(drawn)*panelHeight, text))
+		}
+	}
+	return fmt.Sprintf("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%%\" height=\"100%%\" fill=\"white\"/>\n%s</svg>\n",
+		panelWidth, max(1, len(drawn))*panelHeight, strings.Join(drawn, ""))
+}
+
+// draw returns the panel, or nothing where it would have less than two numbers
+// of keys.
+func (p panel) draw() string {
+	var all []Growth
+	most, least := 0.0, math.Inf(1)
+	for _, g := range p.all {
+		if slices.ContainsFunc(g.Points, func(at Point) bool { return p.of(at) > 0 }) {
+			all = append(all, g)
+		}
+		for _, at := range g.Points {
+			if v := p.of(at); v > 0 {
+				most, least = max(most, v), min(least, v)
+			}
+		}
+	}
+	keys := sizes(all)
 	if len(keys) < 2 {
-		return b.String() + "</svg>\n"
+		return ""
 	}
 	low, high := math.Log10(float64(keys[0])), math.Log10(float64(keys[len(keys)-1]))
-	const least, most = -1.3, 1.3 // 0.05 to 20 operations
+	bottom := math.Floor(math.Log10(least))
+	top := max(bottom+1, math.Ceil(math.Log10(most)))
 	x := func(n int) float64 {
-		return left + (math.Log10(float64(n))-low)/(high-low)*(width-left-right)
+		return panelLeft + (math.Log10(float64(n))-low)/(high-low)*(panelWidth-panelLeft-panelRight)
 	}
-	y := func(v float64) float64 {
-		return height - bottom - (math.Log10(max(v, 0.05))-least)/(most-least)*(height-top-bottom)
+	y := func(v float64) float64 { // 0 stands at the bottom
+		return panelHeight - panelBottom - (math.Log10(max(v, math.Pow(10, bottom)))-bottom)/(top-bottom)*(panelHeight-panelTop-panelBottom)
 	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "<text x=\"%d\" y=\"22\" font-size=\"15\">%s, by the number of keys of the mount</text>\n", panelLeft, p.title)
 	for _, n := range keys {
-		fmt.Fprintf(&b, "<line x1=\"%.0f\" y1=\"%d\" x2=\"%.0f\" y2=\"%d\" stroke=\"#ddd\"/><text x=\"%.0f\" y=\"%d\" text-anchor=\"middle\">%s</text>\n", x(n), top, x(n), height-bottom, x(n), height-bottom+18, number(n))
+		fmt.Fprintf(&b, "<line x1=\"%.0f\" y1=\"%d\" x2=\"%.0f\" y2=\"%d\" stroke=\"#ddd\"/><text x=\"%.0f\" y=\"%d\" text-anchor=\"middle\">%s</text>\n", x(n), panelTop, x(n), panelHeight-panelBottom, x(n), panelHeight-panelBottom+18, number(n))
 	}
-	for _, v := range []float64{0.1, 1, 10} {
-		fmt.Fprintf(&b, "<line x1=\"%d\" y1=\"%.0f\" x2=\"%d\" y2=\"%.0f\" stroke=\"#ddd\"/><text x=\"%d\" y=\"%.0f\" text-anchor=\"end\">%g</text>\n", left, y(v), width-right, y(v), left-6, y(v)+4, v)
+	for e := bottom; e <= top; e++ {
+		v := math.Pow(10, e)
+		fmt.Fprintf(&b, "<line x1=\"%d\" y1=\"%.0f\" x2=\"%d\" y2=\"%.0f\" stroke=\"#ddd\"/><text x=\"%d\" y=\"%.0f\" text-anchor=\"end\">%s</text>\n", panelLeft, y(v), panelWidth-panelRight, y(v), panelLeft-6, y(v)+4, p.text(v))
 	}
-	colours := []string{"#1b6ca8", "#c0392b", "#1e8449", "#8e44ad", "#d68910", "#117a65", "#7b241c", "#2e4053", "#5b2c6f", "#a04000", "#0e6655", "#943126"}
-	for i, g := range r.Counts {
+	for i, g := range all {
 		colour := colours[i%len(colours)]
 		var points []string
-		for _, p := range g.Points {
-			points = append(points, fmt.Sprintf("%.1f,%.1f", x(p.Keys), y(p.operations())))
-			fmt.Fprintf(&b, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"%s\"/>\n", x(p.Keys), y(p.operations()), colour)
+		for _, at := range g.Points {
+			points = append(points, fmt.Sprintf("%.1f,%.1f", x(at.Keys), y(p.of(at))))
+			fmt.Fprintf(&b, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"%s\"/>\n", x(at.Keys), y(p.of(at)), colour)
 		}
 		fmt.Fprintf(&b, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"2\" points=\"%s\"/>\n", colour, strings.Join(points, " "))
 		last := g.Points[len(g.Points)-1]
-		fmt.Fprintf(&b, "<text x=\"%d\" y=\"%d\" fill=\"%s\">%s: %.2f a %s</text>\n", width-right+12, top+10+i*18, colour, g.Operation, last.operations(), g.Unit)
+		fmt.Fprintf(&b, "<text x=\"%d\" y=\"%d\" fill=\"%s\">%s: %s a %s</text>\n", panelWidth-panelRight+12, panelTop+10+i*18, colour, g.Operation, p.text(p.of(last)), g.Unit)
 	}
-	return b.String() + "</svg>\n"
+	return b.String()
 }
 
 func (r *Report) write(dir string) error {

@@ -174,16 +174,18 @@ func (m *meter) measure(operation, unit string, units int, do func()) *Growth {
 	before, began := m.cpu(), time.Now()
 	do()
 	took := time.Since(began)
-	used := m.cpu() - before
-	if used < 0 { // another process, which has begun meanwhile
-		used = m.cpu()
-	}
-	return m.note(operation, unit, units, took, used)
+	return m.note(operation, unit, units, took, m.cpu().since(before))
 }
 
-func (m *meter) note(operation, unit string, units int, took, used time.Duration) *Growth {
+// note notes what was measured, which is more than nothing.
+func (m *meter) note(operation, unit string, units int, took, busy time.Duration) *Growth {
+	m.t.Helper()
 	n := float64(units)
-	return add(&m.r.Server, operation, unit, Point{Keys: m.keys, Seconds: took.Seconds() / n, CPU: used.Seconds() / n})
+	if units <= 0 || took <= 0 || busy <= 0 {
+		m.t.Errorf("%s was not measured: %d times a %s, in %s, of which the plugin used %s", operation, units, unit, took, busy)
+		n = max(1, n)
+	}
+	return add(&m.r.Server, operation, unit, Point{Keys: m.keys, Seconds: took.Seconds() / n, CPU: busy.Seconds() / n})
 }
 
 // last is the point that was noted last, of an operation that was new.
@@ -197,30 +199,27 @@ func (m *meter) last() *Point {
 	return last
 }
 
-// process is a number out of each process of the plugin.
-func (m *meter) process(read func(pid int) int64) (sum int64) {
-	for _, pid := range m.srv.PluginPIDs(harness.PluginName) {
-		sum += read(pid)
-	}
-	return sum
-}
-
 // cpu is the processor's time that the plugin has used, of all its threads: the
 // first number of schedstat, in nanoseconds (Linux, Documentation/scheduler/sched-stats).
-func (m *meter) cpu() time.Duration {
-	return time.Duration(m.process(func(pid int) (sum int64) {
+func (m *meter) cpu() used {
+	m.t.Helper()
+	all := used{}
+	for _, pid := range m.srv.PluginPIDs(harness.PluginName) {
 		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid)) // the pattern is well formed
 		for _, task := range tasks {
 			text, err := os.ReadFile(task)
 			if err != nil {
 				continue // the thread has ended
 			}
-			used, _, _ := strings.Cut(string(text), " ")
-			n, _ := strconv.ParseInt(used, 10, 64)
-			sum += n
+			first, _, _ := strings.Cut(string(text), " ")
+			n, err := strconv.ParseInt(first, 10, 64)
+			if err != nil {
+				m.t.Fatalf("%s: %v", task, err)
+			}
+			all[pid] += time.Duration(n)
 		}
-		return sum
-	}))
+	}
+	return all
 }
 
 // untilIdle waits until the plugin does next to nothing.
@@ -229,8 +228,8 @@ func (m *meter) untilIdle() {
 	harness.Eventually(m.t, 10*time.Minute, 0, func() error {
 		before := m.cpu()
 		time.Sleep(time.Second)
-		if used := m.cpu() - before; used > 50*time.Millisecond {
-			return fmt.Errorf("the plugin is busy for %s of a second", used)
+		if busy := m.cpu().since(before); busy > 50*time.Millisecond {
+			return fmt.Errorf("the plugin is busy for %s of a second", busy)
 		}
 		return nil
 	})
@@ -238,16 +237,21 @@ func (m *meter) untilIdle() {
 
 // resident is the memory of the plugin, in MiB.
 func (m *meter) resident() float64 {
-	return float64(m.process(func(pid int) int64 {
-		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	m.t.Helper()
+	kib := int64(0)
+	for _, pid := range m.srv.PluginPIDs(harness.PluginName) {
+		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)) // it may have ended
 		for line := range strings.Lines(string(text)) {
 			if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-				kib, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-				return kib
+				n, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+				kib += n
 			}
 		}
-		return 0
-	})) / 1024
+	}
+	if kib == 0 {
+		m.t.Error("the memory of the plugin was not measured")
+	}
+	return float64(kib) / 1024
 }
 
 // restartPlugin kills the plugin's process and waits until a key is verified
@@ -295,18 +299,18 @@ func (m *meter) due(prefix, operation string, n int) {
 		}
 		return err
 	})
-	var took, used time.Duration
+	var took, busy time.Duration
 	rotated := 0
 	for rounds := 0; rotated*2 < n && rounds < 10; rounds++ {
 		time.Sleep(time.Until(time.Now().Truncate(time.Minute).Add(time.Minute + 50*time.Millisecond)))
 		before, began := m.cpu(), time.Now()
 		if keys := m.sweep(); keys > 0 {
-			took, used = took+time.Since(began), used+m.cpu()-before
+			took, busy = took+time.Since(began), busy+m.cpu().since(before)
 			rotated += keys
 		}
 	}
 	m.must(http.MethodPost, "apikeys/roles/"+prefix, fields{"disable_automated_rotation": true})
 	m.untilIdle() // a job files them anew
 	m.t.Logf("%d keys: sweeps rotated %d of %d, in %s", m.keys, rotated, n, took)
-	m.note(operation, "key due", max(rotated, 1), took, used)
+	m.note(operation, "key due", rotated, took, busy)
 }
