@@ -348,8 +348,8 @@ func (b *Backend) startWorkers(e *engine) {
 func (b *Backend) startWatching(e *engine) {
 	claims := webhook.NewClaims(e.store.Claims(), b.clock, b.rand)
 	w := &watcher{
-		engine: e, claims: claims, reused: newSet[string](queued), untold: newSet[onItsWay](queued), detector: anomaly.New(b.clock.Now()), send: b.sendEvent,
-		owed: make(chan string, queued), unpaid: newSet[string](4 * queued), notices: make(chan notice, queued), events: make(chan told, queued),
+		engine: e, claims: claims, reused: newSet[string](queued), detector: anomaly.New(b.clock.Now()), send: b.sendEvent,
+		owed: make(chan string, queued), unpaid: newSet[string](4 * queued), notices: make(chan notice, queuedNotices), events: make(chan told, queued),
 		hooks: webhook.New(webhook.Options{Storage: e.store.Webhooks(), Claims: claims, Clock: b.clock, Rand: b.rand, Logger: b.Logger()}),
 	}
 	claims.OnRedeemed = func(ctx context.Context, claim webhook.Claim) error {
@@ -357,7 +357,7 @@ func (b *Backend) startWatching(e *engine) {
 	}
 	e.watch = w
 	e.keeper.Outbox = w
-	e.keeper.Book.OnHour, e.keeper.Book.OnUse = w.fullHour, w.usedFrom
+	e.keeper.Book.OnHour, e.keeper.Book.OnUse, e.keeper.Book.KeepUntold = w.fullHour, w.usedFrom, true
 }
 
 // refileLost files again the keys that requests came across.

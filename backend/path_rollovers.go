@@ -4,12 +4,14 @@ package backend
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/health"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
 )
 
 const (
@@ -70,6 +72,10 @@ func (b *Backend) listRollovers(ctx context.Context, c *call) (*logical.Response
 	var names []string
 	for _, id := range ids {
 		k, err := c.store.Key(ctx, id)
+		if errors.Is(err, store.ErrDamaged) {
+			c.keeper.Logger.Error("a rollover cannot be listed: what is stored of its key is damaged", "key_id", id, "error", err)
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -261,6 +261,28 @@ func TestAKeyWithoutPlaintextStaysInRollovers(t *testing.T) {
 	}
 }
 
+// TestADamagedKeyHidesNoOtherRollover in the list.
+func TestADamagedKeyHidesNoOtherRollover(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.role(object{"overlap_period": "1h"})
+	for _, name := range []string{"acme", "bad"} {
+		m.key(name, nil)
+		m.rotate(name, nil)
+	}
+	bad := "key/" + m.keyID("bad")
+	m = m.reopen()
+	if err := m.memory.Put(t.Context(), &logical.StorageEntry{Key: bad, Value: []byte("{")}); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.list("rollovers", nil); len(got) != 1 || got[0] != "acme" {
+		t.Errorf("rollovers are %v", got)
+	}
+	if len(m.memory.Paths("rollover/")) != 2 {
+		t.Error("the rollover of the damaged key is forgotten")
+	}
+}
+
 // TestNoAccessorIsShown where several callers use one name of a source.
 func TestNoAccessorIsShown(t *testing.T) {
 	t.Parallel()

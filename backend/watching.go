@@ -25,6 +25,9 @@ const (
 	// queued bounds what waits to be told. What does not fit is found again
 	// (events that are owed, first uses), or happens again (anomalies).
 	queued = 4096
+	// queuedNotices is more: a finding is not made again while it cools down, and
+	// all clients may fall silent in one hour. That takes 2 MB.
+	queuedNotices = 32_768
 
 	actorVerify  = "verify"
 	actorAnomaly = "anomaly detection"
@@ -54,8 +57,6 @@ type watcher struct {
 	// noting are the first uses, and the first refusals after an end, that are on
 	// their way to the key's history.
 	noting sync.Map
-	// untold are first uses whose notice failed; a flush tells them.
-	untold *lru.Cache[onItsWay, struct{}]
 	// reused are claims whose reuse was told.
 	reused *lru.Cache[string, struct{}]
 
@@ -171,13 +172,15 @@ func (e *engine) wakeTelling() {
 // maxUntold is how many keys may fail in a row before telling pauses.
 const maxUntold = 8
 
-// tell works off what waits to be told, and then what failed before. What fails
-// with storage stays owed. One key that fails, or one webhook, does not keep what
-// others have to tell. It tries nothing twice.
+// tell works off what waits to be told, then what failed before, and then the first
+// uses that have notes, which stay until that: nearly all were told at once, and
+// that costs no storage but a read of keys that are not cached. What fails with
+// storage stays owed, or is tried again. One key that fails, or one webhook, does
+// not keep what others have to tell. It tries nothing twice.
 func (w *watcher) tell(ctx context.Context) error {
 	var failed error
 	var again []notice
-	unpaid := w.unpaid.Keys()
+	unpaid, firsts := w.unpaid.Keys(), w.engine.keeper.Book.Noted()
 	pay := func(id string) error {
 		err := w.engine.keeper.CopyOwed(ctx, id)
 		if err == nil || errors.Is(err, store.ErrDamaged) {
@@ -198,7 +201,7 @@ func (w *watcher) tell(ctx context.Context) error {
 		case id := <-w.owed:
 			err = pay(id)
 		case n := <-w.notices:
-			if err = w.tellOf(ctx, n); err != nil && n.finding != nil {
+			if err = w.tellOf(ctx, n); err != nil && !errors.Is(err, store.ErrDamaged) {
 				again = append(again, n) // it may not happen again
 			}
 		case t := <-w.events:
@@ -207,10 +210,14 @@ func (w *watcher) tell(ctx context.Context) error {
 			}
 			continue
 		default:
-			if len(unpaid) == 0 {
+			switch {
+			case len(unpaid) > 0:
+				err, unpaid = pay(unpaid[0]), unpaid[1:]
+			case len(firsts) > 0:
+				err, firsts = w.tellFirst(ctx, firsts[0].KeyID, firsts[0].Version), firsts[1:]
+			default:
 				return failed
 			}
-			err, unpaid = pay(unpaid[0]), unpaid[1:]
 		}
 		if err == nil {
 			row = 0
@@ -234,8 +241,22 @@ func (w *watcher) tellOf(ctx context.Context, n notice) error {
 		return w.engine.keeper.NoteStale(ctx, n.keyID, n.version)
 	}
 	err := w.note(ctx, n)
-	if err != nil && n.first {
-		w.untold.Add(onItsWay{keyID: n.keyID, version: n.version}, struct{}{})
+	if n.first && (err == nil || errors.Is(err, store.ErrDamaged)) {
+		w.engine.keeper.Book.Told(n.keyID, n.version)
+	}
+	return err
+}
+
+// tellFirst tells of the first use of a version, if nobody did.
+func (w *watcher) tellFirst(ctx context.Context, keyID string, number int) error {
+	k, err := w.engine.store.Key(ctx, keyID)
+	if err == nil && k != nil && k.Deleted.IsZero() && !k.Leased() {
+		if v, ok := k.Version(number); ok && v.FirstUsedTime.IsZero() {
+			return w.tellOf(ctx, notice{keyID: keyID, version: number, first: true})
+		}
+	}
+	if err == nil || errors.Is(err, store.ErrDamaged) {
+		w.engine.keeper.Book.Told(keyID, number)
 	}
 	return err
 }
@@ -391,10 +412,11 @@ func (w *watcher) wrongSecret(now time.Time, keyID string) {
 	}
 }
 
-// usedFrom looks at where a key was used from since the last flush. What is
-// stored of its sources is learned where this process knows none: a restart
-// makes no source look new, and hides none that is.
-func (w *watcher) usedFrom(keyID string, stored func() usage.Stored, used []usage.Use) {
+// usedFrom looks at where a key was used from since the last flush. What is stored
+// of its sources is learned where this process knows none: a restart makes no
+// source look new, and hides none that is, for what is found is told before the
+// page shows the source.
+func (w *watcher) usedFrom(keyID string, stored func() usage.Stored, used []usage.Use) (found bool) {
 	if !w.detector.Knows(keyID) {
 		all := stored()
 		past := make([]anomaly.Past, 0, len(all.Sources))
@@ -404,10 +426,12 @@ func (w *watcher) usedFrom(keyID string, stored func() usage.Stored, used []usag
 		w.detector.Learn(keyID, past, all.Complete)
 	}
 	for _, u := range used {
-		if f, found := w.detector.Uses(u.LastUsed, keyID, u.Version, u.Source, u.Count); found {
+		if f, unseen := w.detector.Uses(u.LastUsed, keyID, u.Version, u.Source, u.Count); unseen {
 			w.notify(notice{keyID: keyID, version: u.Version, finding: &f})
+			found = true
 		}
 	}
+	return found
 }
 
 // fullHour judges an hour of a key against its earlier ones.
@@ -437,56 +461,9 @@ func (w *watcher) flushLast(ctx context.Context) error {
 	return w.flushUse(ctx)
 }
 
-// tellFirsts tells of first uses before the pages have them and the notes, which
-// alone outlive a crash, are deleted. Where they were told already, as nearly
-// all were at once, it costs no storage but a read, once, of keys that are not
-// cached. A key
-// that fails is tried again by the next flush, and holds up no counts; an error
-// says that storage fails.
-func (w *watcher) tellFirsts(ctx context.Context) error {
-	var ones []onItsWay
-	for _, f := range w.engine.keeper.Book.Noted() {
-		ones = append(ones, onItsWay{keyID: f.KeyID, version: f.Version})
-	}
-	row := 0
-	for _, one := range append(ones, w.untold.Keys()...) {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		err := w.tellFirst(ctx, one)
-		if err == nil || errors.Is(err, store.ErrDamaged) {
-			w.engine.keeper.Book.Told(one.keyID, one.version)
-			w.untold.Remove(one)
-			row = 0
-			continue
-		}
-		w.untold.Add(one, struct{}{})
-		if row++; row == maxUntold {
-			return err
-		}
-		w.engine.keeper.Logger.Warn("a first use cannot be told yet", "key_id", one.keyID, "error", err)
-	}
-	return nil
-}
-
-// tellFirst tells of the first use of a version, if nobody did.
-func (w *watcher) tellFirst(ctx context.Context, one onItsWay) error {
-	k, err := w.engine.store.Key(ctx, one.keyID)
-	if err != nil || k == nil || !k.Deleted.IsZero() || k.Leased() {
-		return err
-	}
-	if v, ok := k.Version(one.version); !ok || !v.FirstUsedTime.IsZero() {
-		return nil
-	}
-	return w.note(ctx, notice{keyID: one.keyID, version: one.version, first: true})
-}
-
 // flushUse stores what was counted.
 func (w *watcher) flushUse(ctx context.Context) error {
 	book := w.engine.keeper.Book
-	if err := w.tellFirsts(ctx); err != nil {
-		return err
-	}
 	// Reports are noted before the counts: a crash between loses counts, and
 	// never counts twice.
 	data, err := book.Reports.Encode()

@@ -4,6 +4,7 @@ package backend
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -177,4 +178,59 @@ func TestANoticeThatFailsHoldsNobodyUp(t *testing.T) {
 	m.tell()
 	history("bad", "anomaly.detected", 1)
 	history("bad", "version.first_used", 1)
+}
+
+// TestFirstUsesThatCannotBeToldHoldNothingUp: counts and reports are stored all the
+// same, and the first uses are told once storage takes them, also after a crash.
+func TestFirstUsesThatCannotBeToldHoldNothingUp(t *testing.T) {
+	t.Parallel()
+	for _, crash := range []bool{false, true} {
+		memory := storetest.NewMemory()
+		faulty := storetest.NewFaulty(memory)
+		m := newMountOn(t, memory, faulty, clock.NewManual(epoch))
+		m.role(nil)
+		var names []string
+		for i := range 3 * maxUntold {
+			names = append(names, fmt.Sprintf("k%d", i))
+			m.wantCodes("VALID", m.key(names[i], nil))
+		}
+		m.write("usage", object{
+			"verifier": "edge", "boot": "1", "sequence": 1, "reported_through": stamp(m.clock.Now()),
+			"entries": []any{object{fieldKeyID: m.keyID("k0"), fieldVersion: 1, fieldSource: "eu", "count": 5}},
+		})
+		faulty.Inject(storetest.Fault{At: 1, Rest: true, Only: func(op storetest.Op) bool {
+			return op.Kind == storetest.Put && strings.HasPrefix(op.Path, "key/")
+		}})
+		w := m.engineNow().watch
+		for range 3 {
+			if err := w.tell(t.Context()); !errors.Is(err, storetest.ErrInjected) {
+				t.Errorf("telling says %v", err)
+			}
+			if err := w.flush(t.Context()); err != nil {
+				t.Errorf("the flush says %v", err)
+			}
+		}
+		faulty.Heal()
+		if crash {
+			m = m.crash()
+			m.tick()
+		}
+		m.tell()
+		for i, name := range names {
+			want := 1
+			if i == 0 {
+				want = 6
+			}
+			if got := number(t, versions(t, m.read("keys/"+name))[0]["use_count"]); got != want {
+				t.Errorf("crash %v: %s was used %d times, want %d", crash, name, got, want)
+			}
+			if n := strings.Count(toJSON(m.read("history/"+name)), "version.first_used"); n != 1 {
+				t.Errorf("crash %v: the first use of %s is told %d times", crash, name, n)
+			}
+		}
+		m.flush()
+		if left := m.memory.Paths("firstuse/"); len(left) > 0 {
+			t.Errorf("crash %v: once all are told there are the notes %v", crash, left)
+		}
+	}
 }

@@ -71,6 +71,9 @@ type Key struct {
 	// EndedByForce is set where somebody left the key without an active
 	// version, until one is active again.
 	EndedByForce bool `json:"ended_by_force,omitempty"`
+	// Unclaimed is set where nobody could claim the active version when it was
+	// promoted: clients have no key but the one before, until another is active.
+	Unclaimed bool `json:"unclaimed,omitempty"`
 	// Blocked is the reason that was recorded for a waiting rotation.
 	Blocked string `json:"blocked,omitempty"`
 	// NextTick is the minute since 1970 under which the key is filed in the

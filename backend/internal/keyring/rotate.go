@@ -176,7 +176,7 @@ func (k *Key) activate(c Cause, p Policy, number int) {
 	v.EndedTime, v.RestorableUntil = time.Time{}, time.Time{}
 	v.OverlapScopes = nil
 	v.Reason = ""
-	k.EndedByForce = false
+	k.EndedByForce, k.Unclaimed = false, false
 	if first && p.VersionTTL > 0 && !k.Leased() {
 		v.ExpireTime = c.Now.Add(p.VersionTTL)
 	}

@@ -96,8 +96,8 @@ func (kp *Keeper) Unclaimable(ctx context.Context, k *keyring.Key) string {
 
 // replaceUnclaimed has a version replaced that has just been promoted, because the
 // active one had come to its end, and that nobody can claim: its handover goes
-// with its event, and for nobody. Its rotation is due at once, and waits for
-// somebody as waitForClaims has it.
+// with its event, and for nobody. Its rotation is due at once, whatever the
+// schedule, and waits for somebody as waitForClaims has it.
 func (kp *Keeper) replaceUnclaimed(ctx context.Context, before, after *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
 	pending, waited := before.Pending()
 	active, ok := after.Active()
@@ -112,7 +112,7 @@ func (kp *Keeper) replaceUnclaimed(ctx context.Context, before, after *keyring.K
 		return after, nil
 	}
 	next := after.Clone()
-	next.RotateAt = now
+	next.RotateAt, next.Unclaimed = now, true
 	return next, nil
 }
 

@@ -202,6 +202,27 @@ func TestAVersionThatNobodyCouldClaimIsReplaced(t *testing.T) {
 	}
 }
 
+// TestAVersionThatNobodyCouldClaimWaitsForNoWindow either: clients have no key.
+func TestAVersionThatNobodyCouldClaimWaitsForNoWindow(t *testing.T) {
+	t.Parallel()
+	w, o, id := unread(t, func(r *role.Role) {
+		r.RotationPeriod, r.RotationSchedule, r.RotationWindow = 0, "0 3 * * *", time.Hour
+		r.ActivationDelay, r.VersionTTL = 2*time.Hour, 27*time.Hour
+	})
+	w.run(15*time.Hour+30*time.Minute, nil) // from noon
+	w.expectStates(id, "1 active, 2 pending")
+	o.nobody = "the webhook is gone"
+	w.run(13*time.Hour, nil)
+	w.expectStates(id, "1 retired, 2 active")
+	o.nobody = ""
+	w.run(65*time.Minute, nil)
+	w.expectStates(id, "1 retired, 2 active, 3 pending")
+	w.run(2*time.Hour+time.Minute, nil)
+	w.expectStates(id, "1 retired, 2 retiring, 3 active")
+	w.copyOwed(id)
+	w.handed(o, id, 3)
+}
+
 // TestNoHandoverIsPlaintext for whatever asks for it: a rollback needs force,
 // a replay shows nothing, and a version that has ended has none.
 func TestNoHandoverIsPlaintext(t *testing.T) {

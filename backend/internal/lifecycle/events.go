@@ -99,7 +99,9 @@ func (kp *Keeper) copyOwed(ctx context.Context, k *keyring.Key) (*keyring.Key, e
 	}
 	if kp.Outbox != nil {
 		err := kp.Outbox.Copy(ctx, k, k.Owed)
-		kp.copyFails.Store(err != nil)
+		if err == nil || ctx.Err() == nil { // else it was broken off, and says nothing
+			kp.copyFails.Store(err != nil)
+		}
 		if err != nil {
 			return nil, err
 		}

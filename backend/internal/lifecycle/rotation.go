@@ -392,7 +392,7 @@ func (kp *Keeper) rotateIfDue(ctx context.Context, k *keyring.Key, r *role.Role,
 		}
 	} else if k.RotateAt.After(cause.Now) && k.Blocked == "" {
 		return k, nil
-	} else if _, ok := k.Active(); ok && spec.Window > 0 {
+	} else if _, ok := k.Active(); ok && spec.Window > 0 && !k.Unclaimed {
 		// What was put off, by an outage or for want of room, still keeps to
 		// the window. A key that has lost its active version does not wait.
 		if due, _ := spec.Due(k.LastRotation, at, k.ID); !due {
@@ -486,7 +486,7 @@ func (kp *Keeper) Reschedule(ctx context.Context, id string) error {
 	_, _, _, err := kp.Update(ctx, id, func(k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
 		next := k.Clone()
 		next.Blocked = ""
-		if _, ok := k.Active(); ok || k.Dormant() {
+		if _, ok := k.Active(); ok && !k.Unclaimed || k.Dormant() {
 			next.RotateAt = time.Time{} // else the key needs a version, whatever the schedule
 		}
 		due := kp.due(ctx, next, r, now)

@@ -75,11 +75,15 @@ type Book struct {
 	// oldest first, and its count of accepted uses.
 	OnHour func(keyID string, before []uint64, end time.Time, count uint64)
 	// OnUse, where set before first use, is given the accepted uses that a flush
-	// adds to the page of a key. stored sums up what the page has without them.
-	OnUse func(keyID string, stored func() Stored, used []Use)
+	// adds to the page of a key. stored sums up what the page has without them. If
+	// it returns true, they are kept for the next flush, which gives them again.
+	OnUse func(keyID string, stored func() Stored, used []Use) (wait bool)
 	// OnFull, where set before first use, is called when many first uses wait for
 	// a flush. It must not wait.
 	OnFull func()
+	// KeepUntold, where set before first use, keeps the notes of first uses until
+	// Told was called of them, also where pages have them.
+	KeepUntold bool
 	// Deleted, where set before first use, tells of the key of a note that a crash
 	// has left whether it was deleted.
 	Deleted func(ctx context.Context, keyID string) bool
@@ -144,13 +148,16 @@ func (b *Book) Flush(ctx context.Context, now time.Time, retention time.Duration
 	if err := b.begin(ctx, retention); err != nil {
 		return err
 	}
-	noted, err := b.notes.close(ctx)
+	paged := func(f *First) bool { return b.outlined(f.KeyID).knows(b.tracker.seed, f) }
+	noted, err := b.notes.close(ctx, paged)
 	if err != nil {
 		return err
 	}
 	var errs []error
 	failed := 0
 	dirty := append(b.tracker.dirtyKeys(), noted...)
+	slices.Sort(dirty)
+	dirty = slices.Compact(dirty)
 	for writes := maxWrites; writes >= splitWrites && (len(dirty) > 0 || b.hasForgotten()); {
 		work, err := b.sort(ctx, dirty)
 		if err != nil {
@@ -176,7 +183,7 @@ func (b *Book) Flush(ctx context.Context, now time.Time, retention time.Duration
 			break
 		}
 	}
-	b.settle()
+	b.notes.settle(paged, b.KeepUntold)
 	return errors.Join(append(errs, b.visit(ctx, now), b.notes.sweep(ctx))...)
 }
 
@@ -200,11 +207,6 @@ func (b *Book) recoverSoon(ctx context.Context) {
 		b.Recover(ctx)
 		return nil
 	})
-}
-
-// settle drops the notes of what pages have by now.
-func (b *Book) settle() {
-	b.notes.forget(func(f *First) bool { return b.outlined(f.KeyID).knows(b.tracker.seed, f) })
 }
 
 // list replaces what is known of the pages that there are; nil has them listed
@@ -237,7 +239,7 @@ func (b *Book) begin(ctx context.Context, retention time.Duration) error {
 		if _, err := b.fetch(ctx, name); err != nil {
 			// It stays unsure: whoever flushes that page looks again.
 			if failed++; failed == maxFailed {
-				return err
+				break
 			}
 		}
 	}
@@ -340,10 +342,11 @@ func (b *Book) flushPage(ctx context.Context, w *work, now time.Time) (writes in
 		if len(d) == 0 {
 			continue
 		}
-		taken[id], changed = d, true
-		if used := d.accepted(); b.OnUse != nil && len(used) > 0 {
-			b.OnUse(id, k.stored, used)
+		if used := d.accepted(); b.OnUse != nil && len(used) > 0 && b.OnUse(id, k.stored, used) {
+			b.tracker.putBack(id, d)
+			continue
 		}
+		taken[id], changed = d, true
 		size -= p.sizeOf(id)
 		outline.changes(id, k)
 		p.add(id, d, oldest)

@@ -65,12 +65,11 @@ func (b *Book) Insist(ctx context.Context, firsts ...*First) error {
 	return b.note(ctx, b.unknown(firsts))
 }
 
-// Noted names each version of a key that was first used from somewhere since
-// its page was stored, also where a crash has left only that behind, until Told
-// is called of it.
-func (b *Book) Noted() []First { return b.notes.versions() }
+// Noted are the versions that have notes of first uses, also where a crash has
+// left only these behind, until Told is called of them.
+func (b *Book) Noted() []Used { return b.notes.toTell() }
 
-// Told notes that the use of a version that is Noted is in its key's history.
+// Told notes that the first use of a version is in its key's history.
 func (b *Book) Told(keyID string, version int) { b.notes.tell(keyID, version) }
 
 // unknown are those of firsts of which it is not known that storage has them.
@@ -97,7 +96,7 @@ func (b *Book) note(ctx context.Context, firsts []*First) error {
 		case errors.Is(err, errDamaged), err == nil && o.has(b.tracker.seed, f): // on a page that is damaged nothing counts as drained
 			b.tracker.kept(f)
 		case ctx.Err() != nil:
-			return errors.Join(failed, err)
+			return errors.Join(failed, err, ctx.Err()) // there may be none but the last
 		case err != nil && (b.dir.Load() == nil || errors.Is(err, context.DeadlineExceeded)):
 			failed = err
 		default: // also where that one page cannot be read

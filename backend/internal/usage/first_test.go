@@ -321,3 +321,38 @@ func TestADeletedKeyIsNotBroughtBack(t *testing.T) {
 		t.Errorf("version 1 of the other key was used %d times", got)
 	}
 }
+
+// tardy takes a while to read pages, whoever has given up.
+type tardy struct {
+	usage.PageStore
+	d time.Duration
+}
+
+func (s tardy) GetPage(ctx context.Context, name string) ([]byte, error) {
+	time.Sleep(s.d)
+	return s.PageStore.GetPage(ctx, name)
+}
+
+// TestWhatIsSaidToBeRememberedIs, also where storage answers when the time is over.
+func TestWhatIsSaidToBeRememberedIs(t *testing.T) {
+	t.Parallel()
+	said := 0
+	for range 100 {
+		synctest.Test(t, func(t *testing.T) {
+			memory := storetest.NewMemory()
+			tracker := usage.New(start)
+			b := usage.NewBook(tracker, tardy{&shelf{Storage: memory}, 2 * time.Second}, slips{memory}, clock.NewManual(start), hclog.NewNullLogger())
+			err := b.Insist(t.Context(), tracker.Record(start, "k", 1, "c|eu", true))
+			if stored := len(memory.Paths("firstuse/")) > 0; err == nil && !stored {
+				t.Error("it is said to be stored, and is not")
+			}
+			if err != nil {
+				said++
+			}
+			time.Sleep(time.Minute)
+		})
+	}
+	if said == 0 {
+		t.Error("storage was never too slow")
+	}
+}

@@ -66,8 +66,6 @@ type notedUse struct {
 	source  string
 	at      time.Time
 	note    *note
-	// told says that the use of the version is in the history of the key.
-	told bool
 }
 
 func (u *notedUse) first(keyID string) First { return First{keyID, u.version, u.source, u.at} }
@@ -94,6 +92,8 @@ type notes struct {
 	// uses are what is left of them, by key, and count is how many.
 	uses  map[string][]notedUse
 	count int
+	// untold are the versions of uses of which nobody was told.
+	untold map[Used]struct{}
 	// gone are the keys that were deleted last.
 	gone *lru.Cache[string, struct{}]
 	// known tells that the notes from before the start were read, but for those
@@ -109,10 +109,16 @@ func newNotes(t *Tracker, store PageStore, logger hclog.Logger, full func()) *no
 	}
 	return &notes{
 		store: store, tracker: t, logger: logger, full: full, writing: make(turn, 1),
-		all: map[string]*note{}, uses: map[string][]notedUse{}, gone: gone,
+		all: map[string]*note{}, uses: map[string][]notedUse{}, untold: map[Used]struct{}{}, gone: gone,
 		// The notes that are left from before are not known yet: no name is theirs.
 		next: t.hash(NotePrefix),
 	}
+}
+
+// Used is a version that was used.
+type Used struct {
+	KeyID   string
+	Version int
 }
 
 // batch are first uses that are stored with one write.
@@ -243,6 +249,9 @@ func (n *notes) list(in *note, uses []First) {
 		if n.lists(&f) {
 			continue
 		}
+		if !hasVersion(n.uses[f.KeyID], f.Version) {
+			n.untold[Used{f.KeyID, f.Version}] = struct{}{}
+		}
 		n.uses[f.KeyID] = append(n.uses[f.KeyID], notedUse{version: f.Version, source: f.Source, at: f.At, note: in})
 		n.count++
 		in.left++
@@ -265,32 +274,22 @@ func (n *notes) isGone(keyID string) bool { return n.gone.Contains(keyID) }
 // of returns the uses of a key that no page has.
 func (n *notes) of(keyID string) []First { return n.noted(keyID, false) }
 
-// versions names each version of a key that has uses which no page has, and of
-// which nobody was told, by the first of them.
-func (n *notes) versions() []First {
+func hasVersion(uses []notedUse, number int) bool {
+	return slices.ContainsFunc(uses, func(u notedUse) bool { return u.version == number })
+}
+
+// toTell are the versions of uses of which nobody was told.
+func (n *notes) toTell() []Used {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	var all []First
-	for id, uses := range n.uses {
-		for i, u := range uses {
-			same := func(o notedUse) bool { return o.version == u.version }
-			if slices.IndexFunc(uses, same) == i && !slices.ContainsFunc(uses, func(o notedUse) bool { return same(o) && o.told }) {
-				all = append(all, u.first(id))
-			}
-		}
-	}
-	return all
+	return slices.Collect(maps.Keys(n.untold))
 }
 
 // tell notes that the use of a version was told.
 func (n *notes) tell(keyID string, version int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for i := range n.uses[keyID] {
-		if u := &n.uses[keyID][i]; u.version == version {
-			u.told = true
-		}
-	}
+	delete(n.untold, Used{keyID, version})
 }
 
 // closedOf returns those uses of a key that were noted before the flush began.
@@ -308,8 +307,9 @@ func (n *notes) noted(keyID string, closed bool) []First {
 	return uses
 }
 
-// close lets a flush take over what is noted by now, and names its keys.
-func (n *notes) close(ctx context.Context) ([]string, error) {
+// close lets a flush take over what is noted by now, and names the keys with uses
+// that no page has.
+func (n *notes) close(ctx context.Context, paged func(*First) bool) ([]string, error) {
 	if err := n.writing.take(ctx); err != nil { // a write under way adds to the open note
 		return nil, err
 	}
@@ -317,15 +317,26 @@ func (n *notes) close(ctx context.Context) ([]string, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.shut()
-	return slices.Collect(maps.Keys(n.uses)), nil
+	var ids []string
+	for id, uses := range n.uses {
+		if slices.ContainsFunc(uses, func(u notedUse) bool { f := u.first(id); return !paged(&f) }) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
 }
 
-// forget drops the uses for which gone tells so.
-func (n *notes) forget(gone func(*First) bool) {
+// settle drops the uses that pages have, but for those of versions that are to be
+// told first, while there are not too many.
+func (n *notes) settle(paged func(*First) bool, keepUntold bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	keepUntold = keepUntold && n.count <= maxNoted/2
 	for id := range n.uses {
-		n.drop(id, gone)
+		n.drop(id, func(f *First) bool {
+			_, untold := n.untold[Used{id, f.Version}]
+			return !(untold && keepUntold) && paged(f)
+		})
 	}
 }
 
@@ -338,11 +349,13 @@ func (n *notes) forgetKey(keyID string) {
 }
 
 func (n *notes) drop(keyID string, gone func(*First) bool) {
+	var dropped []int
 	left := slices.DeleteFunc(n.uses[keyID], func(u notedUse) bool {
 		f := u.first(keyID)
 		if !gone(&f) {
 			return false
 		}
+		dropped = append(dropped, u.version)
 		u.note.left--
 		n.count--
 		return true
@@ -350,6 +363,11 @@ func (n *notes) drop(keyID string, gone func(*First) bool) {
 	n.uses[keyID] = left
 	if len(left) == 0 {
 		delete(n.uses, keyID)
+	}
+	for _, number := range dropped {
+		if !hasVersion(left, number) {
+			delete(n.untold, Used{keyID, number})
+		}
 	}
 }
 

@@ -171,7 +171,8 @@ func TestNotesAreNotReadByRequests(t *testing.T) {
 	}
 }
 
-// TestASourceFromBeforeACrashIsTold by the flush that stores it.
+// TestASourceFromBeforeACrashIsTold by the flush that stores it, and stored only
+// once whoever is told has had time to tell others.
 func TestASourceFromBeforeACrashIsTold(t *testing.T) {
 	t.Parallel()
 	memory := storetest.NewMemory()
@@ -179,18 +180,32 @@ func TestASourceFromBeforeACrashIsTold(t *testing.T) {
 	answer(t, tracker, b, start, "k", 1, "c|eu")
 	flush(t, b, start)
 	answer(t, tracker, b, at(time.Minute), "k", 1, "c|us")
-	s, _, b := opened(memory, at(time.Hour))
-	var told []string
-	b.OnUse = func(keyID string, stored func() usage.Stored, used []usage.Use) {
-		for _, u := range used {
-			told = append(told, fmt.Sprintf("%s %d %s %s, stored %d", keyID, u.Version, u.Source, u.LastUsed.Sub(start), len(stored().Sources)))
+	s := &shelf{Storage: memory}
+	wants := func(what string, wait bool, want string) {
+		t.Helper()
+		var told []string
+		b.OnUse = func(keyID string, stored func() usage.Stored, used []usage.Use) bool {
+			for _, u := range used {
+				told = append(told, fmt.Sprintf("%s %d %s %s, stored %d", keyID, u.Version, u.Source, u.LastUsed.Sub(start), len(stored().Sources)))
+			}
+			return wait
+		}
+		flush(t, b, at(time.Hour))
+		if got := strings.Join(told, "; "); got != want {
+			t.Errorf("%s: told was %q, want %q", what, got, want)
 		}
 	}
+	const us = "k 1 c|us 1m0s, stored 1"
+	wants("before a crash", true, us)
+	_, _, b = opened(memory, at(time.Hour))
 	b.Recover(t.Context())
-	flushAll(t, b, s, at(time.Hour))
-	if want := []string{"k 1 c|us 1m0s, stored 1"}; !slices.Equal(told, want) {
-		t.Errorf("told were %q, want %q", told, want)
+	wants("after it", true, us)
+	wants("kept", false, us)
+	wants("stored", false, "")
+	if use, err := b.Read(t.Context(), "k", at(time.Hour)); err != nil || use[1].Sources["c|us"].Count != 1 {
+		t.Errorf("us has used it %d times, %v", use[1].Sources["c|us"].Count, err)
 	}
+	flushAll(t, b, s, at(time.Hour))
 }
 
 // void takes all, and counts what it is given.
