@@ -246,9 +246,6 @@ func (x *modelMachine) claim() {
 	x.ask(logical.UpdateOperation, claimPattern, object{"code": code}, func(*reference) int { return http.StatusBadRequest })
 }
 
-// fallSilent has nobody use what is superseded any more, or all again.
-func (x *modelMachine) fallSilent() { x.silent = !x.silent }
-
 // lease makes a leased key, and the others are what its holder and Vault do
 // with it.
 func (x *modelMachine) lease() {

@@ -82,7 +82,9 @@ func (x *modelMachine) checkPast(name string, k *refKey) {
 	if len(all) < 100 && !made[k.latest()] {
 		x.Fatalf("the history of %s does not say that version %d was made", name, k.latest())
 	}
-	rolls := k.in("pending") != nil && k.in("active") != nil || k.acceptedRetiring(k.now(x.now()))
+	now := k.now(x.now())
+	active := k.in("active")
+	rolls := k.in("pending") != nil && active != nil && active.accepted(now) || k.acceptedRetiring(now)
 	if a := x.m.request(logical.ReadOperation, "rollovers/"+name, nil); rolls && a.status != http.StatusOK || a.status >= 500 {
 		x.Fatalf("at %s the rollover of %s is answered %s", stamp(x.now()), name, a)
 	}

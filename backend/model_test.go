@@ -36,7 +36,7 @@ var modelRoles = []modelRole{
 	{object{"version_ttl": "40h"}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, ttl: 40 * time.Hour, accepted: 3, keep: 4}},
 	{object{"rotation_period": "24h"}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, period: 24 * time.Hour, accepted: 3, keep: 4}},
 	{object{"rotation_period": "24h", "version_ttl": "48h"}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, period: 24 * time.Hour, ttl: 48 * time.Hour, accepted: 3, keep: 4}},
-	{object{"rotation_period": "24h", "extend_until_drained": true}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, period: 24 * time.Hour, drain: true, accepted: 3, keep: 4}},
+	{object{"rotation_period": "24h", "extend_until_drained": true, "overlap_scopes": []any{"a"}}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, period: 24 * time.Hour, drain: true, accepted: 3, keep: 4, late: []string{"a"}}},
 	{object{"scopes": []any{"a"}, "max_accepted_versions": 2}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, accepted: 2, keep: 4, scopes: []string{"a"}}},
 	{object{"rotation_schedule": "0 6 * * *"}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, daily: 6 * time.Hour, accepted: 3, keep: 4}},
 	{object{"rotation_period": "24h", "rotation_jitter": 20}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, period: 24 * time.Hour, jitter: 20, accepted: 3, keep: 4}},
@@ -101,6 +101,8 @@ type modelMachine struct {
 	rounds map[string]int
 	// stray are roles that may have leased keys of which nobody was told.
 	stray map[string]bool
+	// focus is the key that all requests are about, "" for any.
+	focus string
 	// silent tells that nobody uses versions that are superseded.
 	silent bool
 	// wall, elapsed and suspended are those of the last tick.
@@ -137,6 +139,13 @@ func newModelMachine(t *rapid.T, seen *modelPaths) *modelMachine {
 }
 
 func (x *modelMachine) now() time.Time { return x.m.clock.Now() }
+
+// look notes what the clock shows.
+func (x *modelMachine) look() {
+	if now := x.now(); now.After(x.latest) {
+		x.latest = now
+	}
+}
 
 // still stops what works in the background, deliveries of webhooks too: these
 // stay in their outbox.
@@ -235,7 +244,22 @@ func (x *modelMachine) restart() {
 
 // names are those of keys that a request may be about, of which some exist.
 func (x *modelMachine) name() string {
-	return rapid.SampledFrom(append([]string{"k0"}, modelNames...)).Draw(x.T, "name")
+	if x.focus != "" {
+		return x.focus
+	}
+	names := slices.Clone(modelNames)
+	for _, name := range modelNames {
+		if x.ref.keys[name] != nil {
+			names = append(names, name, name)
+		}
+	}
+	return rapid.SampledFrom(names).Draw(x.T, "name")
+}
+
+// before is the number of a version to be asked for, often 0, for the one that
+// is meant where none is named.
+func (x *modelMachine) before() int {
+	return rapid.SampledFrom([]int{0, 0, 0, 1, 2, 3, 4}).Draw(x.T, "version")
 }
 
 func (x *modelMachine) role() string { return rapid.SampledFrom(modelRoleNames).Draw(x.T, "role") }
@@ -411,14 +435,14 @@ func (x *modelMachine) promote() {
 }
 
 func (x *modelMachine) rollback() {
-	number, newer, force := rapid.IntRange(0, 4).Draw(x.T, "version"), rapid.IntRange(0, 3).Draw(x.T, "revoke_newer") == 0, rapid.Bool().Draw(x.T, "force")
+	number, newer, force := x.before(), rapid.IntRange(0, 3).Draw(x.T, "revoke_newer") == 0, rapid.Bool().Draw(x.T, "force")
 	x.verb("rollback", x.name(), object{fieldVersion: number, fieldRevokeNewer: newer, fieldForce: force}, func(k *refKey, r refRole) bool {
 		return k.rollback(x.now(), r, number, newer, force)
 	})
 }
 
 func (x *modelMachine) extend() {
-	number := rapid.IntRange(0, 4).Draw(x.T, "version")
+	number := x.before()
 	by := rapid.SampledFrom([]time.Duration{0, 30 * time.Minute, 3 * time.Hour, 11 * time.Hour}).Draw(x.T, "by")
 	x.verb("extend", x.name(), object{fieldVersion: number, fieldOverlapPeriod: int(by.Seconds())}, func(k *refKey, r refRole) bool {
 		return k.extend(x.now(), r, number, by)
@@ -426,7 +450,7 @@ func (x *modelMachine) extend() {
 }
 
 func (x *modelMachine) retire() {
-	number, name, force := rapid.IntRange(0, 4).Draw(x.T, "version"), x.name(), rapid.IntRange(0, 2).Draw(x.T, "force") > 0
+	number, name, force := x.before(), x.name(), rapid.IntRange(0, 2).Draw(x.T, "force") > 0
 	x.ask(logical.UpdateOperation, "retire/"+name, object{fieldVersion: number, fieldForce: force}, func(ref *reference) int {
 		k := ref.keys[name]
 		if k == nil {
@@ -595,6 +619,13 @@ func (x *modelMachine) askJob(role string) {
 func (x *modelMachine) advance() {
 	now, to := x.now(), []time.Time{}
 	for _, k := range x.ref.keys {
+		if r := x.ref.roles[k.role]; r.automatic() {
+			for _, late := range []time.Duration{0, 2 * time.Minute} {
+				if t := r.next(k.rotated).Add(late); t.After(now) {
+					to = append(to, t)
+				}
+			}
+		}
 		for _, v := range k.versions {
 			for _, t := range []time.Time{v.overlapEnds, v.until, v.expire, v.promoteAt, v.restorable} {
 				for _, by := range []time.Duration{-time.Millisecond, 0, time.Millisecond} {
@@ -611,6 +642,7 @@ func (x *modelMachine) advance() {
 		d = rapid.SampledFrom(to).Draw(x.T, "until").Sub(now)
 	}
 	x.m.clock.Advance(d)
+	x.look()
 	x.calm += d
 }
 
@@ -950,9 +982,7 @@ func (x *modelMachine) check() {
 	fault := x.fault
 	x.fault = nil
 	defer func() { x.fault = fault }()
-	if now := x.now(); now.After(x.latest) {
-		x.latest = now
-	}
+	x.look()
 	if diff := x.fits(x.ref); diff != "" {
 		x.Fatalf("at %s %s", stamp(x.now()), diff)
 	}
@@ -1109,19 +1139,37 @@ func TestTheMountBehavesAsItsModel(t *testing.T) {
 	}
 }
 
+// playModel plays one sequence. What changes the versions of keys comes often,
+// and the rest in groups of which one is drawn.
 func playModel(x *modelMachine) {
+	one := func(of ...func()) func() {
+		return func() { of[rapid.IntRange(0, len(of)-1).Draw(x.T, "which")]() }
+	}
+	verb := one(x.promote, x.rollback, x.extend, x.retire, x.revoke)
+	pass := func() {
+		x.silent = rapid.Bool().Draw(x.T, "silent")
+		x.advance()
+		x.tick()
+	}
 	actions := map[string]func(*rapid.T){"": func(*rapid.T) { x.check() }}
 	for name, do := range map[string]func(){
-		"create": x.createSome, "rotate": x.rotate, "rotate again": x.rotate, "promote": x.promote, "rollback": x.rollback,
-		"extend": x.extend, "retire": x.retire, "revoke": x.revoke, "toggle": x.toggle, "rescope": x.rescope, "update": x.update,
-		"import": x.importBatch, "remove": x.remove, "change a role": x.changeRole, "write a role badly": x.writeRoleBadly, "remove a role": x.removeRole,
-		"confirm": x.confirm, "report": x.report, "rotate a role": x.rotateRole, "lease": x.lease, "rotate a lease": x.rotateLease,
-		"renew a lease": x.renewLease, "end a lease": x.endLease, "treat a lease as a key": x.treatLease, "configure": x.configure,
-		"write a webhook": x.writeHook, "remove a webhook": x.removeHook, "test a webhook": x.testHook, "claim": x.claim, "fall silent": x.fallSilent,
-		"advance": x.advance, "advance more": x.advance, "leap": x.leap, "restart": x.reload,
-		"break storage": x.breakStorage, "tick": x.tick, "tick again": x.tick, "tick once more": x.tick,
+		"rotate": x.rotate, "verb": verb, "rotate and more": func() {
+			x.focus = x.name()
+			defer func() { x.focus = "" }()
+			x.rotate()
+			if k := x.ref.keys[x.focus]; k != nil && k.in("pending") != nil && rapid.Bool().Draw(x.T, "promote") {
+				x.promote()
+			}
+			one(verb, verb, pass)()
+		},
+		"create": one(x.createSome, x.createSome, x.importBatch), "change a key": one(x.toggle, x.rescope, x.update, x.remove),
+		"change a role": one(x.changeRole, x.changeRole, x.writeRoleBadly, x.removeRole), "rotate a role": x.rotateRole,
+		"use": one(x.confirm, x.report), "lease": one(x.lease, x.rotateLease, x.renewLease, x.endLease, x.treatLease),
+		"settings": one(x.configure, x.writeHook, x.writeHook, x.writeHook, x.removeHook, x.testHook, x.claim),
+		"advance":  x.advance, "pass": pass, "pass again": pass, "leap": x.leap, "restart": x.reload, "break storage": x.breakStorage, "tick": x.tick,
 	} {
 		actions[name] = func(*rapid.T) { do() }
 	}
 	x.Repeat(actions)
+	x.Repeat(actions) // as long again
 }
