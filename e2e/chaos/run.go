@@ -356,5 +356,5 @@ func (w *world) restoreSnapshot(ctx context.Context) string {
 		w.t.Errorf("the restore of a snapshot: %v", err)
 		return "Failed: " + err.Error() + "."
 	}
-	return "Taken, a key rotated, and restored: the version from before is accepted, the one from after is unknown, as the playbook says."
+	return "Taken, a key rotated, and restored: the version from before is accepted, the one from after is unknown, as docs/how-to/restore-a-snapshot.md says."
 }
