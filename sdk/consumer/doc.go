@@ -37,19 +37,24 @@
 // at most thirty times in all.
 //
 // So no request fails whose body can be sent again, through any number of
-// rotations, if the origin follows within the patience: Vault does at once; claims
-// follow as fast as webhooks are delivered; Agent's file follows within the
-// role's refresh_interval, so for overlaps of zero that has to be about a second,
-// or Vault the origin. A body that cannot be sent again gets its 401, and the
-// key is fetched for the next request.
+// rotations, if the origin follows within the patience, but for the narrow case
+// below. Vault follows at once; claims as fast as webhooks are delivered; Agent's
+// file within the role's refresh_interval, so for overlaps of zero that has to be
+// about a second, or Vault the origin. A body that cannot be sent again gets its
+// 401, and the key is fetched for the next request.
 //
 // It may be in vain to wait, because the key was revoked, or because a server
 // answers 401 for reasons of its own. The request then gets its 401 after the
 // patience, and for half a minute those to the same host and path get theirs
 // after a single look. All other requests wait as ever, lest an endpoint that is
 // odd make them miss a rotation. Only when 16 hosts and paths have refused a key
-// so, all requests wait for a single look, until one is accepted. However many
-// are refused, there is at most about one look a second.
+// so, and it has been accepted nowhere since, do all requests wait for a single
+// look; but those to a host and path that had accepted it (the last 256 or so are
+// remembered) wait as ever, until they have waited in vain, too. So one narrow
+// case is left in which a request gets a 401 for a rotation that the origin
+// follows within the patience: it leads where the key was never accepted, while
+// the key is refused in 16 places and accepted in none. However many are refused,
+// there is at most about one look a second.
 //
 // # What it keeps quiet about
 //

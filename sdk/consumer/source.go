@@ -235,11 +235,12 @@ func (s *Source) tell() {
 	for {
 		s.mu.Lock()
 		if len(s.changes) == 0 {
-			s.telling = false
+			s.changes, s.telling = nil, false
 			s.mu.Unlock()
 			return
 		}
 		next := s.changes[0]
+		s.changes[0] = change{} // its keys need not be kept
 		s.changes = s.changes[1:]
 		s.mu.Unlock()
 		s.onChange(next.old, next.next)
@@ -290,10 +291,11 @@ func (s *Source) successor(ctx context.Context, refused *entry, at place) *entry
 	}
 }
 
-// accepted notes that a server has accepted a key. One that is replaced already
-// is not confirmed: its answer may be slow, and the newer one waits.
-func (s *Source) accepted(e *entry) {
-	e.vain.accepted()
+// accepted notes that a server has accepted a key at a place. One that is
+// replaced already is not confirmed: its answer may be slow, and the newer one
+// waits.
+func (s *Source) accepted(e *entry, at place) {
+	e.vain.accepted(at)
 	if e.worked.Load() || s.current.Load() != e || e.worked.Swap(true) {
 		return
 	}

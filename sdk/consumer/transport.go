@@ -115,7 +115,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		resp.Request = r
 		if resp.StatusCode != http.StatusUnauthorized {
 			if resp.StatusCode < http.StatusBadRequest {
-				t.source.accepted(held)
+				t.source.accepted(held, placeOf(r.URL))
 			}
 			return resp, nil
 		}

@@ -322,6 +322,41 @@ func TestAKeyThatIsRefusedEverywhereCostsLittle(t *testing.T) {
 	})
 }
 
+// Nor do many, where the key was accepted before. Once it is refused there, too,
+// that costs little.
+func TestAPlaceThatAcceptedTheKeyWaitsHoweverManyRefuseIt(t *testing.T) {
+	for name, revoked := range map[string]bool{"rotated": false, "revoked": true} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world, _ *consumer.Source, api *http.Client) {
+				post(t, api, "first")
+				w.odd = "/odd"
+				var all sync.WaitGroup
+				for i := range 100 {
+					all.Go(func() { postTo(t, api, fmt.Sprint("/odd/", i), "x") })
+				}
+				all.Wait()
+				w.lag = 400 * time.Millisecond
+				time.Sleep(5 * time.Second) // the next look is made at once
+				if !revoked {
+					w.rotate(0)
+					if status := post(t, api, "x"); status != http.StatusOK {
+						t.Errorf("after a rotation: status %d", status)
+					}
+					return
+				}
+				w.revoke()
+				for i, atMost := range []time.Duration{2 * time.Second, time.Second} {
+					began := time.Now()
+					status := post(t, api, "x")
+					if took := time.Since(began); status != http.StatusUnauthorized || took > atMost {
+						t.Errorf("request %d after the revocation got %d after %s", i, status, took)
+					}
+				}
+			})
+		})
+	}
+}
+
 func TestALookThatIsUnderWayIsWaitedForBeyondThePatience(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world, _ *consumer.Source, api *http.Client) {
 		post(t, api, "first")

@@ -15,8 +15,11 @@ const (
 	// vain: until then, requests to the same place wait for one look only.
 	vainFor = 30 * time.Second
 	// maxVain bounds the places of which that is known. A key that is refused in
-	// so many is taken to be refused everywhere, until it is accepted.
+	// so many is taken to be refused everywhere, until it is accepted, but for
+	// places that have accepted it.
 	maxVain = 16
+	// maxGood is how many of those are remembered, the latest mostly.
+	maxGood = 256
 )
 
 // place is a host and a path, hashed: some paths are long, and some tell what
@@ -34,22 +37,28 @@ func placeOf(u *url.URL) place {
 // the key.
 type vain struct {
 	everywhere atomic.Bool // as far as it was noted
+	// good are places that have accepted the key, each in the slot of its hash.
+	good [maxGood]atomic.Uint64
 
 	mu    sync.Mutex
 	until map[place]time.Time
 }
 
-// at tells whether it was in vain at a place lately, or wherever it was tried.
+// at tells whether it was in vain at a place lately, or wherever it was tried and
+// this place has not accepted the key.
 func (v *vain) at(p place, now time.Time) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.forget(now)
-	return now.Before(v.until[p]) || v.everywhere.Load()
+	return now.Before(v.until[p]) || v.everywhere.Load() && v.slot(p).Load() != uint64(p)
 }
+
+func (v *vain) slot(p place) *atomic.Uint64 { return &v.good[p%maxGood] }
 
 func (v *vain) note(p place, now time.Time) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.slot(p).CompareAndSwap(uint64(p), 0)
 	v.forget(now)
 	if v.until == nil {
 		v.until = map[place]time.Time{}
@@ -70,8 +79,12 @@ func (v *vain) forget(now time.Time) {
 	v.everywhere.Store(len(v.until) == maxVain)
 }
 
-// accepted notes that the key is accepted somewhere.
-func (v *vain) accepted() {
+// accepted notes that the key is accepted at a place. Where that is known it
+// writes nothing.
+func (v *vain) accepted(p place) {
+	if s := v.slot(p); s.Load() != uint64(p) {
+		s.Store(uint64(p))
+	}
 	if !v.everywhere.Load() {
 		return
 	}

@@ -27,7 +27,7 @@ type Config struct {
 	// host's. Two that run at the same time must have two.
 	Name string
 	// Source is where the requests arrive, such as a region, for the count of
-	// use. A Check may name another.
+	// use: at most 128 of A-Z a-z 0-9 _ . : / -. A Check may name another.
 	Source string
 
 	// CacheSize is the greatest number of keys that are cached; 100,000 if zero.
@@ -55,7 +55,9 @@ type Config struct {
 	// MaxUnreported bounds the kinds of use (key, version, source) that are
 	// kept while they cannot be reported, beside as many in the reports that are
 	// under way: the greater of 100,000 and CacheSize if zero. Each takes about
-	// 150 bytes.
+	// 150 bytes. About as many may wait to be taken in, for a minute at most; each
+	// of these keeps the record of its key, about 900 bytes, also where the cache
+	// has dropped it.
 	MaxUnreported int
 	// FirstFill loads keys page by page at the start, until all are cached or
 	// the cache is full.
@@ -103,8 +105,9 @@ type Check struct {
 	// SourceIP is where the request came from. It is needed where keys are
 	// bound to addresses.
 	SourceIP netip.Addr
-	// Source is where the request arrived, for the count of use; that of the
-	// Config if empty.
+	// Source is where the request arrived, for the count of use: at most 128 of
+	// A-Z a-z 0-9 _ . : / -. Where it is empty or anything else, or one of too
+	// many, the use counts under that of the Config.
 	Source string
 }
 

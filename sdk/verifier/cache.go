@@ -16,8 +16,8 @@ type cache struct {
 	index   *index
 }
 
-// touchEvery is in ticks, which are about a second.
-const touchEvery = 60
+// touchEvery is about a minute.
+const touchEvery tick = 60
 
 func newCache(size int) *cache {
 	c := &cache{index: newIndex(size)}

@@ -125,6 +125,11 @@ type usage struct {
 	// question, and waits for nobody who counts.
 	boot atomic.Pointer[string]
 
+	// failing tells that reports fail, and refused is the sequence of the one that
+	// the engine refused last. Both belong to the one who reports.
+	failing bool
+	refused uint64
+
 	mu      sync.Mutex
 	pending map[useKey]use
 	// unsent are the reports that failed, with those after them. They stay as
@@ -138,8 +143,6 @@ type usage struct {
 	losing     bool
 	counted    uint64 // drained so far
 	fetched    uint64 // of these, judged by a fresh record
-	failing    bool
-	refused    uint64 // the sequence of the report that the engine refused last
 }
 
 func newUsage(v *Verifier) *usage {
@@ -282,7 +285,8 @@ func (c *counter) take() (n uint64, last tick) {
 	return n, tick(c.last.Load())
 }
 
-// at returns the counter of a source.
+// at returns the counter of a source. That of the Config counts for one that the
+// engine would not take, as it does for one of too many.
 func (c *counter) at(source string) *counter {
 	for {
 		known := c.sources.Load()
@@ -295,7 +299,7 @@ func (c *counter) at(source string) *counter {
 				return other
 			}
 		}
-		if len(others) >= maxSources {
+		if len(others) >= maxSources || !isLabel(source) {
 			return c
 		}
 		added := &counter{in: c.in, of: c.of}
@@ -341,9 +345,14 @@ func (u *usage) add(k useKey, now mono, count, refused uint64) {
 
 // put adds to what is pending. Where there is no room for another key, what is
 // least worth is coarsened: the source. Where that does not help the use is
-// lost. The caller locks.
+// lost. So is a source coarsened that the engine would not take. The caller
+// locks.
 func (u *usage) put(k useKey, more use) {
 	p, known := u.pending[k]
+	if !known && !isLabel(k.source) {
+		k.source = u.v.config.Source
+		p, known = u.pending[k]
+	}
 	if !known && len(u.pending) >= u.v.config.MaxUnreported {
 		k.source = u.v.config.Source
 		if p, known = u.pending[k]; !known {
@@ -440,7 +449,7 @@ func (u *usage) left() (kinds int, uses uint64) {
 // and now and then, since the cache hears of uses by that. It waits for no
 // report: what waits to be taken in keeps its entries alive.
 func (u *usage) gather(ctx context.Context) {
-	touching := time.NewTicker(touchEvery * time.Second)
+	touching := time.NewTicker(time.Duration(touchEvery.start()))
 	defer touching.Stop()
 	for {
 		select {
@@ -514,9 +523,9 @@ func (u *usage) ready(entries []Use, f *feedState, now mono) {
 			Verifier: u.v.config.Name, Boot: u.bootID(), Sequence: u.sequence, ReportedThrough: u.through, Entries: part,
 		})
 	}
-	// The clock may have gone back since f. If it does from here on, wentBack finds
-	// these reports.
-	if latest := u.v.feed.Load(); latest.generation != f.generation {
+	// The clock may have gone back since f, by a reset. If it does from here on,
+	// wentBack finds these reports.
+	if latest := u.v.feed.Load(); latest.generation != f.generation && f.behind(vaultTime(latest.read), latest.sent) > 0 {
 		u.goBack(latest)
 	}
 }
@@ -591,8 +600,7 @@ func judged(err error) bool {
 	return false
 }
 
-// giveUp counts the first report as lost, so that
-// those after it are sent.
+// giveUp counts the first report as lost, so that those after it are sent.
 func (u *usage) giveUp(r *Report) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -603,17 +611,21 @@ func (u *usage) giveUp(r *Report) {
 // done is over with the first report, and tells how many uses are in it. The
 // caller locks.
 func (u *usage) done(r *Report) (uses uint64) {
-	u.unsent = u.unsent[1:]
 	for _, e := range r.Entries {
 		uses += e.Count + e.Refused
 	}
 	u.unreported -= uses
+	u.unsent[0] = Report{} // else its entries would be kept until all are sent
+	if u.unsent = u.unsent[1:]; len(u.unsent) == 0 {
+		u.unsent = nil
+	}
 	return uses
 }
 
 // taken is done with the first report. Entries that the engine has refused are
-// lost: it would refuse them again. It knows of them, so that no new boot has to
-// tell it.
+// lost: it would refuse them again. No new boot has to tell it: where one may tell
+// of the use of a version that there is, the engine does not take the report for
+// complete.
 func (u *usage) taken(r *Report, errs []EntryError) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -649,7 +661,9 @@ func (u *usage) send(ctx context.Context) bool {
 		former := u.refused
 		u.refused = 0
 		if err != nil {
-			u.failed(err)
+			if ctx.Err() == nil { // else it was cut off, which is no failure
+				u.failed(err)
+			}
 			if !judged(err) {
 				return false
 			}

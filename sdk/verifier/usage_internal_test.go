@@ -157,28 +157,60 @@ func TestReportsAreMadeBesideWhatIsCounted(t *testing.T) {
 }
 
 // TestTheClockMayGoBackWhileReportsAreMade: they tell of no time that has yet to
-// come.
+// come. Where it does not, another start of the engine makes them tell no less.
 func TestTheClockMayGoBackWhileReportsAreMade(t *testing.T) {
 	t.Parallel()
+	for _, by := range []time.Duration{-time.Hour, 0, time.Hour} {
+		v, err := New(Config{Engine: &answers{}, Name: "edge-1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, now := v.usage, time.Now()
+		v.apply(v.feed.Load(), &SyncAnswer{Epoch: "e", Now: now, Reset: true}, 0, 0)
+		u.add(useKey{key: "0123456789ab", version: 1}, v.now(), 1, 0)
+		f, pending := u.takePending()
+		then := now.Add(by)
+		v.apply(f, &SyncAnswer{Epoch: "f", Now: then, Reset: true}, 0, 0)
+		u.ready(entriesOf(pending, f, v.now()), f, v.now())
+		if len(u.unsent) != 1 || len(u.unsent[0].Entries) != 1 {
+			t.Fatalf("reports %+v", u.unsent)
+		}
+		r := u.unsent[0]
+		if last := r.Entries[0].LastUsed; last.After(then.Add(time.Minute)) || r.ReportedThrough.IsZero() != (by < 0) {
+			t.Errorf("by %s: used at %s and reported through %s, at %s", by, last, r.ReportedThrough, then)
+		}
+		v.background.Wait()
+	}
+}
+
+// TestReportsThatAreSentAreNotKept until all are: after an outage there may be a
+// thousand.
+func TestReportsThatAreSentAreNotKept(t *testing.T) {
+	t.Parallel()
+	const reports = 3
 	v, err := New(Config{Engine: &answers{}, Name: "edge-1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, now := v.usage, time.Now()
-	v.apply(v.feed.Load(), &SyncAnswer{Epoch: "e", Now: now, Reset: true}, 0, 0)
-	u.add(useKey{key: "0123456789ab", version: 1}, v.now(), 1, 0)
-	f, pending := u.takePending()
-	back := now.Add(-time.Hour)
-	v.apply(f, &SyncAnswer{Epoch: "f", Now: back, Reset: true}, 0, 0)
-	u.ready(entriesOf(pending, f, v.now()), f, v.now())
-	if len(u.unsent) != 1 || len(u.unsent[0].Entries) != 1 {
-		t.Fatalf("reports %+v", u.unsent)
+	u := v.usage
+	for i := range reports * reportEntries {
+		u.add(useKey{key: strconv.Itoa(i), version: 1}, v.now(), 1, 0)
 	}
-	r := u.unsent[0]
-	if last := r.Entries[0].LastUsed; last.After(back.Add(time.Minute)) || !r.ReportedThrough.IsZero() {
-		t.Errorf("used at %s and reported through %s, at %s", last, r.ReportedThrough, back)
+	u.prepare()
+	if len(u.unsent) != reports {
+		t.Fatalf("%d reports, want %d", len(u.unsent), reports)
 	}
-	v.background.Wait()
+	made := u.unsent
+	for i := range made {
+		r := made[i]
+		u.taken(&r, nil)
+		if made[i].Entries != nil {
+			t.Errorf("the entries of report %d are kept", i+1)
+		}
+	}
+	if u.unsent != nil || u.unreported != 0 {
+		t.Errorf("%d reports and %d uses are left", len(u.unsent), u.unreported)
+	}
 }
 
 // TestSlotsCountForTheirEntries has uses counted in a slot while it changes

@@ -117,6 +117,60 @@ func TestEveryUseIsReportedOnce(t *testing.T) {
 	})
 }
 
+// TestASourceThatCannotBeReportedIsThatOfTheConfig: the engine would refuse its
+// entry, and the use would be lost. It is the same where the use is accepted from
+// cache, and where a fresh record judges it.
+func TestASourceThatCannotBeReportedIsThatOfTheConfig(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		id, apiKey := e.key(t)
+		v := start(t, e)
+		synctest.Wait()
+		const others = 20
+		bad := []string{"eu west", "\u00e9u", "eu\n", "eu|", "eu,us", "eu;", strings.Repeat("x", 129), "\xff"}
+		for i := range 40 { // none of them takes the place of one that is good
+			bad = append(bad, fmt.Sprint("bad ", i))
+		}
+		good := []string{strings.Repeat("x", 128), "AZaz09_.:/-", "eu"}
+		for range others {
+			for _, source := range slices.Concat(bad, good) {
+				v.accepts(apiKey, verifier.Check{Source: source})
+			}
+			time.Sleep(time.Second)
+		}
+		for range others {
+			for _, source := range slices.Concat(bad, good) {
+				v.refuses(record.CodeInsufficientScope, apiKey, verifier.Check{Source: source, Scopes: []string{"admin"}})
+			}
+			time.Sleep(time.Second)
+		}
+		v.stop()
+		got := e.reported(t)
+		for i, source := range good {
+			want := uint64(others)
+			if i == len(good)-1 {
+				want *= uint64(1 + len(bad))
+			}
+			for _, kind := range []string{" v1 " + source, " v1 " + source + " refused"} {
+				if got[id+kind] != want {
+					t.Errorf("%s: %d, want %d", kind, got[id+kind], want)
+				}
+			}
+		}
+		if len(got) != 2*len(good) {
+			t.Errorf("reported %v", got)
+		}
+		if err := verifier.CheckSource(good[0]); err != nil {
+			t.Error(err)
+		}
+		for _, source := range bad {
+			if verifier.CheckSource(source) == nil {
+				t.Errorf("%q may be named", source)
+			}
+		}
+	})
+}
+
 // TestReportedThroughIsHonest: when a report arrives, every use up to what it
 // says has arrived, also where it is one of many that an outage held back.
 func TestReportedThroughIsHonest(t *testing.T) {
@@ -540,6 +594,87 @@ func TestWhatCannotBeReportedAtTheEndIsLogged(t *testing.T) {
 				if slices.ContainsFunc(keys, func(apiKey string) bool { return strings.Contains(logged.String(), apiKey) }) {
 					t.Error("a key was logged")
 				}
+			})
+		})
+	}
+}
+
+// TestAReportThatIsCutOffIsNoFailure: the end of the verifier cuts it off, and it
+// is sent again at once.
+func TestAReportThatIsCutOffIsNoFailure(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEngine()
+		_, apiKey := e.key(t)
+		var logged bytes.Buffer
+		v := start(t, e, func(c *verifier.Config) {
+			c.Engine, c.RequestTimeout = slowReports{e, time.Minute}, time.Hour
+			c.Logger = slog.New(slog.NewTextHandler(&logged, nil))
+		})
+		synctest.Wait()
+		v.accepts(apiKey)
+		time.Sleep(15 * time.Second) // it is under way
+		v.stop()
+		if logged.Len() > 0 || v.Stats().ReportFailures != 0 || len(e.reports) == 0 {
+			t.Errorf("%d failures, %d reports, logged %s", v.Stats().ReportFailures, len(e.reports), logged.String())
+		}
+	})
+}
+
+// deaf heeds no context.
+type deaf struct {
+	*engine
+	takes time.Duration
+}
+
+func (d deaf) Report(_ context.Context, r verifier.Report) (verifier.ReportAnswer, error) {
+	time.Sleep(d.takes)
+	return d.engine.Report(context.Background(), r)
+}
+
+func (d deaf) Sync(ctx context.Context, r verifier.SyncRequest) (verifier.SyncAnswer, error) {
+	if len(d.syncs) > 10 {
+		time.Sleep(d.takes)
+	}
+	return d.engine.Sync(context.WithoutCancel(ctx), r)
+}
+
+// TestCloseTakesNoLongerThanItsContext, whatever the engine does, and nothing is
+// accepted after it.
+func TestCloseTakesNoLongerThanItsContext(t *testing.T) {
+	for name, runs := range map[string]bool{"while it runs": true, "where it never ran": false} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				e := newEngine()
+				_, apiKey := e.key(t)
+				v, err := verifier.New(verifier.Config{Engine: deaf{e, 5 * time.Minute}, Name: "edge-1"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ran := make(chan struct{})
+				go func() {
+					defer close(ran)
+					if runs {
+						_ = v.Run(t.Context())
+					}
+				}()
+				synctest.Wait()
+				if r, err := v.Verify(t.Context(), apiKey, verifier.Check{}); r.Verdict != verifier.Accepted {
+					t.Fatalf("%s %v", r.Verdict, err)
+				}
+				time.Sleep(20 * time.Second) // a report is under way, and a question, whose answer comes late
+				began := time.Now()
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+				defer cancel()
+				err = v.Close(ctx)
+				if took := time.Since(began); took != 3*time.Second || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(fmt.Sprint(err), "1 uses could not be reported") {
+					t.Errorf("Close took %s: %v", took, err)
+				}
+				<-ran
+				synctest.Wait()
+				if r, _ := v.Verify(t.Context(), apiKey, verifier.Check{}); r.Verdict != verifier.Unavailable {
+					t.Errorf("%s after Close", r.Verdict)
+				}
+				time.Sleep(10 * time.Minute) // what the engine still does is over
 			})
 		})
 	}

@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
-	"regexp"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -99,7 +99,22 @@ const (
 	maxWaiting = 5_000
 )
 
-var label = regexp.MustCompile(`^[A-Za-z0-9_.:/-]{0,128}$`)
+// isLabel tells whether the engine takes a text for a name or a source.
+func isLabel(s string) bool {
+	const longest = 128
+	return len(s) <= longest && !strings.ContainsFunc(s, func(r rune) bool {
+		return (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && (r < '-' || r > ':') && r != '_' // from - to : there are . / 0 to 9
+	})
+}
+
+// CheckSource tells what is wrong with a source that use cannot be counted
+// under, as Check has it.
+func CheckSource(source string) error {
+	if !isLabel(source) {
+		return errors.New("source must be at most 128 of A-Z a-z 0-9 _ . : / -")
+	}
+	return nil
+}
 
 func (c Config) withDefaults() (Config, error) {
 	if c.Engine == nil {
@@ -108,11 +123,11 @@ func (c Config) withDefaults() (Config, error) {
 		}
 		c.Engine = OnVault(c.Vault)
 	}
-	if c.Name == "" || !label.MatchString(c.Name) {
+	if c.Name == "" || !isLabel(c.Name) {
 		return c, errors.New("name must be 1 to 128 of A-Z a-z 0-9 _ . : / -")
 	}
-	if !label.MatchString(c.Source) {
-		return c, errors.New("source must be at most 128 of A-Z a-z 0-9 _ . : / -")
+	if err := CheckSource(c.Source); err != nil {
+		return c, err
 	}
 	for _, d := range []struct {
 		name             string
@@ -193,25 +208,51 @@ func (v *Verifier) reportLast(ctx context.Context) {
 	}
 }
 
-// Close ends what runs, and reports what is left in the time that ctx has. The
-// verifier is then of no more use.
+// Close ends what runs, and reports what is left. It takes no longer than ctx,
+// also where the Engine heeds no context; its error tells what is not reported.
+// The verifier is then of no more use.
 func (v *Verifier) Close(ctx context.Context) error {
-	v.closing.Do(func() {
-		v.end()
-		v.known.stop()
-		v.unknown.stop()
-		if v.running.Swap(true) {
+	v.closing.Do(func() { v.closed = v.close(ctx) })
+	return v.closed
+}
+
+func (v *Verifier) close(ctx context.Context) error {
+	v.end()
+	v.known.stop()
+	v.unknown.stop()
+	runs := v.running.Swap(true)
+	reported := make(chan bool, 1)
+	go func() {
+		if runs {
 			<-v.ran
 		}
 		v.background.Wait()
-		over := *v.feed.Load()
-		over.good = -1 // what is cached is accepted no more
-		v.feed.Store(&over)
-		if !v.usage.report(ctx) {
-			v.closed = fmt.Errorf("%d uses could not be reported", v.usage.total().unreported)
+		v.acceptNothing()
+		reported <- ctx.Err() == nil && v.usage.report(ctx)
+	}()
+	select {
+	case all := <-reported:
+		if all {
+			return nil
 		}
-	})
-	return v.closed
+	case <-ctx.Done():
+		v.acceptNothing()
+	}
+	switch _, uses := v.usage.left(); {
+	case uses == 0:
+		return ctx.Err()
+	case ctx.Err() != nil:
+		return fmt.Errorf("%d uses could not be reported: %w", uses, ctx.Err())
+	default:
+		return fmt.Errorf("%d uses could not be reported", uses)
+	}
+}
+
+// acceptNothing has cached keys accepted no more.
+func (v *Verifier) acceptNothing() {
+	over := *v.feed.Load()
+	over.good = -1
+	v.feed.Store(&over)
 }
 
 // pollNow has the feed asked before its time.

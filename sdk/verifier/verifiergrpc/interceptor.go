@@ -49,8 +49,8 @@ type Options struct {
 	Public []string
 	// SourceIP tells where a call came from. Nil is the peer of the connection.
 	SourceIP func(ctx context.Context) netip.Addr
-	// Source is where calls arrive, for the count of use; that of the verifier
-	// if empty.
+	// Source is where calls arrive, for the count of use, as that of a
+	// verifier.Check; that of the verifier if empty.
 	Source string
 	// DeprecationLink is a page that tells a client whose version is being
 	// replaced what to do.
@@ -80,6 +80,9 @@ func New(v verifierhttp.Verifier, o Options) (*Guard, error) {
 		if err := checkName("public", name); err != nil {
 			return nil, err
 		}
+	}
+	if err := verifier.CheckSource(o.Source); err != nil {
+		return nil, err
 	}
 	o.Scopes, o.Public = maps.Clone(o.Scopes), slices.Clone(o.Public)
 	if o.SourceIP == nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -169,5 +170,8 @@ func TestNewRefusesWhatIsNoMethod(t *testing.T) {
 	}
 	if _, err := verifiergrpc.New(nil, verifiergrpc.Options{}); err == nil {
 		t.Error("no verifier was accepted")
+	}
+	if _, err := verifiergrpc.New(&judge{}, verifiergrpc.Options{Source: "eu west"}); err == nil || !strings.Contains(err.Error(), "source must be") {
+		t.Errorf("a source that use cannot be counted under: %v", err)
 	}
 }

@@ -41,8 +41,8 @@ type Options struct {
 	// addresses. Nil is the peer of the connection, which is a proxy's where
 	// there is one.
 	SourceIP func(r *http.Request) netip.Addr
-	// Source is where requests arrive, for the count of use; that of the
-	// verifier if empty.
+	// Source is where requests arrive, for the count of use, as that of a
+	// verifier.Check; that of the verifier if empty.
 	Source string
 
 	// DeprecationLink and SunsetLink are pages that tell a client whose version
@@ -72,6 +72,9 @@ func New(v Verifier, o Options) (*Guard, error) {
 	places, err := NewPlaces(places)
 	if err != nil {
 		return nil, fmt.Errorf("fields: %w", err)
+	}
+	if err := verifier.CheckSource(o.Source); err != nil {
+		return nil, err
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -235,4 +235,7 @@ func TestNewRefusesWhatCannotWork(t *testing.T) {
 			t.Errorf("%q: %v", fields, err)
 		}
 	}
+	if _, err := verifierhttp.New(newJudge(), verifierhttp.Options{Source: "eu west"}); err == nil || !strings.Contains(err.Error(), "source must be") {
+		t.Errorf("a source that use cannot be counted under: %v", err)
+	}
 }
