@@ -67,7 +67,10 @@ status 429 after too many unknown ids, is to be sent again as it was, though it
 may have been counted. Refused uses of a version that had ended when it was last
 used raise the alarms that they raise at "verify", also where the key is deleted
 and the version compromised; these are not counted. Of tokens that no version has,
-such as those with a wrong secret, nothing is to be reported.`,
+such as those with a wrong secret, nothing is to be reported. Where an entry with
+accepted uses cannot be counted, for another reason than that there is no such key
+or version, reported_through counts for nothing, and quiet time begins anew. The
+use of a key whose entry in storage is damaged is counted as it is reported.`,
 		},
 		{
 			Pattern:      usagePattern,
@@ -151,11 +154,18 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 	}
 	// The keys are read before the report is noted, so that a failure of
 	// storage leaves it to be sent again.
-	entries, faults, err := b.usageEntries(ctx, c, now)
+	entries, faults, lost, err := b.usageEntries(ctx, c, now)
 	if err != nil {
 		return nil, err
 	}
-	if through.IsZero() {
+	name := verifierName(c.caller(), verifier)
+	switch {
+	case lost:
+		// Before the report is noted, so that use is at no moment taken for known.
+		through = time.Time{}
+		c.keeper.Book.Reports.Lost(name, now)
+		c.warn("reported_through counts for nothing, because accepted uses in this report cannot be counted, see errors: no version that this verifier may have seen counts as drained before its quiet time has passed anew")
+	case through.IsZero():
 		c.warn("reported_through is absent: while it is, no version that this verifier may have seen counts as drained")
 	}
 	count := func() {
@@ -165,7 +175,7 @@ func (b *Backend) reportUsage(ctx context.Context, c *call) (*logical.Response, 
 			}
 		}
 	}
-	counted := c.keeper.Book.Reports.Accept(verifierName(c.caller(), verifier), boot, uint64(c.number("sequence")), through, now, count) //nolint:gosec // it is at least 1
+	counted := c.keeper.Book.Reports.Accept(name, boot, uint64(c.number("sequence")), through, now, count) //nolint:gosec // it is at least 1
 	if counted {
 		for _, e := range entries {
 			if e.count > 0 {
@@ -235,49 +245,57 @@ func (e *usageEntry) stale() uint64 {
 	return 0
 }
 
-func (b *Backend) usageEntries(ctx context.Context, c *call, now time.Time) ([]usageEntry, []any, error) {
-	var entries []usageEntry
-	faults := []any{}
+// usageEntries are the entries of a report that can be counted. Lost tells that
+// one of the others may tell of accepted uses.
+func (b *Backend) usageEntries(ctx context.Context, c *call, now time.Time) (entries []usageEntry, faults []any, lost bool, err error) {
+	faults = []any{}
 	for i, item := range c.items("entries") {
 		entry, err := b.usageEntry(ctx, c, item, now)
 		if err != nil {
 			resp, err := respond(err)
 			if err != nil {
-				return nil, nil, err
+				return nil, nil, false, err
 			}
 			faults = append(faults, map[string]any{"index": i, "error": resp.Data["error"]})
+			lost = lost || entry.count > 0
 			continue
 		}
 		entries = append(entries, entry)
 	}
-	return entries, faults, nil
+	return entries, faults, lost, nil
 }
 
+// usageEntry reads an entry of a report. Where it cannot be counted, there is
+// an error, and a count where accepted uses may be lost by that.
 func (b *Backend) usageEntry(ctx context.Context, c *call, item any, now time.Time) (usageEntry, error) {
+	told := usageEntry{count: 1} // nobody knows how many
 	raw, ok := item.(map[string]any)
 	if !ok {
-		return usageEntry{}, badInput("entries must hold maps, got %s", kindName(item))
+		return told, badInput("entries must hold maps, got %s", kindName(item))
 	}
 	schema := usageEntryFields()
 	in, err := decodeFields(schema, raw, true)
 	if err != nil {
-		return usageEntry{}, err
+		return told, err
 	}
 	one := &call{engine: c.engine, req: c.req, in: &framework.FieldData{Raw: in.values, Schema: schema}}
 	id, source := one.text(fieldKeyID), one.text(fieldSource)
 	count, refused := one.number("count"), one.number("refused")
+	if count == 0 {
+		told.count = 0
+	}
 	switch {
 	case !token.ValidID(id):
-		return usageEntry{}, badInput("key_id must be %d letters and digits", token.IDLength)
+		return told, badInput("key_id must be %d letters and digits", token.IDLength)
 	case count < 0 || count > maxReported || refused < 0 || refused > maxReported:
-		return usageEntry{}, badInput("count and refused must be between 0 and %d", maxReported)
+		return told, badInput("count and refused must be between 0 and %d", maxReported)
 	}
 	if err := checkLabel(fieldSource, source); err != nil {
-		return usageEntry{}, err
+		return told, err
 	}
 	lastUsed, err := reportTime("last_used", one.text("last_used"), now)
 	if err != nil {
-		return usageEntry{}, err
+		return told, err
 	}
 	k := c.store.CachedKey(id)
 	if k == nil {
@@ -285,9 +303,8 @@ func (b *Backend) usageEntry(ctx context.Context, c *call, item any, now time.Ti
 	}
 	switch {
 	case errors.Is(err, store.ErrDamaged):
-		// Sent again it would be no better, and hold up what is told of others.
-		c.keeper.Logger.Error("the use of a key cannot be counted: what is stored of it is damaged", "key_id", id, "error", err)
-		return usageEntry{}, badInput("key_id: what is stored of this key is damaged, and its use is not counted")
+		c.keeper.Logger.Warn("the use of a key is counted as it is reported: what is stored of the key is damaged", "key_id", id, "error", err)
+		k = damagedKey(id, one.number(fieldVersion), now)
 	case err != nil:
 		return usageEntry{}, err
 	case k != nil && !k.Deleted.IsZero() && refused > 0:
@@ -297,13 +314,21 @@ func (b *Backend) usageEntry(ctx context.Context, c *call, item any, now time.Ti
 		return usageEntry{}, badInput("key_id: there is no such key")
 	}
 	version, ok := k.Version(one.number(fieldVersion))
-	if !ok {
+	if !ok || version.Number < 1 {
 		return usageEntry{}, badInput("version: the key has no version %d", one.number(fieldVersion))
 	}
 	return usageEntry{
 		key: k, version: version, source: usage.SourceName(c.caller(), source),
 		count: uint64(count), refused: uint64(refused), lastUsed: lastUsed,
 	}, nil
+}
+
+// damagedKey stands in for a key whose entry in storage cannot be read. A version
+// with this number may be in use: where that were not counted, it would look
+// unused once the entry is mended. Of such a version no end is known, and its
+// first use is nothing that could be told.
+func damagedKey(id string, number int, now time.Time) *keyring.Key {
+	return &keyring.Key{ID: id, Versions: []keyring.Version{{Number: number, FirstUsedTime: now}}}
 }
 
 // reportTime reads a time of a verifier: now where it is absent, and never

@@ -3,6 +3,7 @@
 package backend
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -12,8 +13,10 @@ import (
 
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/anomaly"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/token"
 )
@@ -194,25 +197,122 @@ func TestNothingIsCountedOfADeletedKey(t *testing.T) {
 	}
 }
 
-// TestADamagedKeyDoesNotStopAReport: what is told of others counts, and the
-// verifier is told which was not.
-func TestADamagedKeyDoesNotStopAReport(t *testing.T) {
+// TestTheUseOfADamagedKeyIsCounted as it is reported: its versions must not look
+// unused once the entry is mended. It stops nothing that is told of others, and
+// nothing is tried for it again and again.
+func TestTheUseOfADamagedKeyIsCounted(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
 	m.role(nil)
 	m.key("acme", nil)
 	m.key("globex", nil)
+	m.rotate("globex", nil)
 	acme, globex := m.keyID("acme"), m.keyID("globex")
+	sound, err := m.memory.Get(t.Context(), "key/"+globex)
+	if err != nil || sound == nil {
+		t.Fatal(sound, err)
+	}
 	m.damage("globex", "{")
 	m = m.reopen()
 	got := m.write("usage", m.reports()(
-		object{fieldKeyID: globex, fieldVersion: 1, fieldSource: "eu", "count": 5},
+		object{fieldKeyID: globex, fieldVersion: 1, fieldSource: "eu", "count": 5, "refused": 2},
+		object{fieldKeyID: globex, fieldVersion: 0, fieldSource: "eu", "count": 3},
+		object{fieldKeyID: globex, fieldSource: "eu", "count": 3},
 		object{fieldKeyID: acme, fieldVersion: 1, fieldSource: "eu", "count": 7}))
-	if faults := toJSON(got["errors"]); got["counted"] != float64(1) || !strings.Contains(faults, `"index":0`) || !strings.Contains(faults, "key_id") || !strings.Contains(faults, "damaged") {
+	if faults := toJSON(got["errors"]); got["counted"] != float64(2) || strings.Count(faults, "the key has no version 0") != 2 {
 		t.Errorf("the report answers %v", got)
 	}
+	if err := m.engineNow().watch.tell(t.Context()); err != nil && !errors.Is(err, store.ErrDamaged) {
+		t.Errorf("it is told with %v", err)
+	}
+	m.tell() // what could not be told of the damaged key is not tried again
 	if v := versions(t, m.read("keys/acme"))[0]; number(t, v["use_count"]) != 7 {
 		t.Errorf("of the other key %v uses are counted", v["use_count"])
+	}
+	m.pass(3 * time.Minute)
+	if err := m.memory.Put(t.Context(), sound); err != nil {
+		t.Fatal(err)
+	}
+	m = m.reopen()
+	v1 := aMap(t, aMap(t, m.read("usage/globex")["versions"])["1"])
+	eu := aMap(t, aMap(t, v1["sources"])["eu"])
+	if number(t, v1["use_count"]) != 5 || number(t, v1["refused"]) != 2 || number(t, eu["count"]) != 5 {
+		t.Errorf("of the mended key there is %v", v1)
+	}
+}
+
+// TestAFindingAboutADamagedKeyIsNotToldForEver: there is no history to tell it
+// in, and what others have to tell would wait.
+func TestAFindingAboutADamagedKeyIsNotToldForEver(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.role(nil)
+	m.key("acme", nil)
+	id := m.keyID("acme")
+	m.damage("acme", "{")
+	m = m.reopen()
+	w := m.engineNow().watch
+	w.notify(notice{keyID: id, version: 1, finding: &anomaly.Finding{Kind: anomaly.EndedVersionUse, Version: 1}})
+	if err := w.tell(t.Context()); !errors.Is(err, store.ErrDamaged) {
+		t.Errorf("it is told with %v", err)
+	}
+	if err := w.tell(t.Context()); err != nil || len(w.notices) > 0 {
+		t.Errorf("it is tried again: %v, %d wait", err, len(w.notices))
+	}
+}
+
+// TestAReportThatLosesUseIsNotTakenForComplete: what cannot be counted, of keys
+// and versions that there are, is not taken for quiet, also by the reports that
+// come after it.
+func TestAReportThatLosesUseIsNotTakenForComplete(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		change func(entry object) any
+		lost   bool
+	}{
+		"nothing wrong, of the new version": {change: func(e object) any { e[fieldVersion] = 2; return e }},
+		"a source that is none":             {change: func(e object) any { e[fieldSource] = "a b"; return e }, lost: true},
+		"of refused uses alone":             {change: func(e object) any { e[fieldSource], e["count"], e["refused"] = "a b", 0, 3; return e }},
+		"of too many refused ones":          {change: func(e object) any { e["count"], e["refused"] = 0, maxReported+1; return e }},
+		"a time in the future":              {change: func(e object) any { e["last_used"] = "2036-01-05T00:00:00Z"; return e }, lost: true},
+		"a time that is none":               {change: func(e object) any { e["last_used"] = "now"; return e }, lost: true},
+		"an id that is none":                {change: func(e object) any { e[fieldKeyID] = "acme"; return e }, lost: true},
+		"no such key":                       {change: func(e object) any { e[fieldKeyID] = strings.Repeat("0", token.IDLength); return e }},
+		"no such version":                   {change: func(e object) any { e[fieldVersion] = 9; return e }},
+		"a count too large":                 {change: func(e object) any { e["count"] = maxReported + 1; return e }, lost: true},
+		"a count that is none":              {change: func(e object) any { e["count"] = "many"; return e }, lost: true},
+		"no map":                            {change: func(object) any { return "7 uses" }, lost: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m, _, v2 := rolling(t, object{"overlap_period": "24h", "drain_quiet_period": "1h"})
+			m.use(v2, "us")
+			report := m.reports()
+			m.pass(50 * time.Minute)
+			entry := tc.change(object{fieldKeyID: m.keyID("acme"), fieldVersion: 1, fieldSource: "eu", "count": 3})
+			a := m.request(logical.UpdateOperation, "usage", report(entry))
+			if a.status != 0 && a.status != http.StatusOK || strings.Contains(strings.Join(a.warnings, " "), "counts for nothing") != tc.lost {
+				t.Fatalf("the report answers %s", a)
+			}
+			if v := m.engineNow().keeper.Book.Reports.Verifiers(); len(v) != 1 || v[0].ReportedThrough.IsZero() != tc.lost {
+				t.Errorf("it leaves %+v", v)
+			}
+			retires := func(want bool) {
+				t.Helper()
+				m.pass(30 * time.Minute)
+				m.write("usage", report())
+				if a := m.request(logical.UpdateOperation, "retire/acme", nil); strings.Contains(a.errText, "not drained") == want {
+					t.Errorf("it retires: %s", a)
+				}
+			}
+			if tc.lost {
+				m.write("usage", report())
+				m.refused(badStatus, logical.UpdateOperation, "retire/acme", nil, "not drained")
+				retires(false) // 30 minutes after it
+				m.pass(5 * time.Minute)
+			}
+			retires(true)
+		})
 	}
 }
 

@@ -126,8 +126,8 @@ type verifier struct {
 	Boots    []*boot   `json:"boots,omitempty"`
 	LastSeen time.Time `json:"last_seen"`
 	// Through is the time up to which nothing is missing, except what was seen
-	// before Since and is lost: with the memory of a former boot, or with a
-	// report that never came.
+	// before Since and is lost: with the memory of a former boot, with a report
+	// that never came, or with one that cannot be counted as a whole.
 	Through time.Time `json:"reported_through,omitzero"`
 	Since   time.Time `json:"since,omitzero"`
 	// Silent is set once it was heard from otherwise than by a report: then
@@ -368,6 +368,18 @@ func (r *Reports) Accept(name, bootID string, sequence uint64, through, now time
 		v.advance(b, now)
 	}
 	return fresh
+}
+
+// Lost notes that a verifier tells of use that cannot be counted: of what it saw
+// until now some is lost.
+func (r *Reports) Lost(name string, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v := r.verifiers[name]
+	if v == nil {
+		v = r.add(name, now)
+	}
+	v.Since, r.dirty = now, true
 }
 
 // boot returns what is known of a start, which was heard from now. What a

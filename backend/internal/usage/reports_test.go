@@ -57,6 +57,28 @@ func TestUseIsKnownOnlyUpToAMissingReport(t *testing.T) {
 	known(time.Time{}, at(30*time.Minute))
 }
 
+// TestWhatCannotBeCountedIsLost, also where it closes a gap that held up what
+// others have told.
+func TestWhatCannotBeCountedIsLost(t *testing.T) {
+	t.Parallel()
+	r := usage.NewReports(nil, start)
+	r.Accept("v", "a", 1, at(time.Minute), at(time.Minute), func() {})
+	r.Accept("v", "a", 3, at(3*time.Minute), at(3*time.Minute), func() {})
+	r.Lost("v", at(4*time.Minute))
+	r.Accept("v", "a", 2, time.Time{}, at(4*time.Minute), func() {})
+	r.Lost("new", at(-time.Hour))
+	r.Accept("new", "a", 1, at(4*time.Minute), at(4*time.Minute), func() {})
+	data, err := r.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []*usage.Reports{r, usage.NewReports(data, at(5*time.Minute))} {
+		if through, from, _ := r.Known(start, at(5*time.Minute)); !through.Equal(at(3*time.Minute)) || !from.Equal(at(4*time.Minute)) {
+			t.Errorf("known through %s from %s, want %s from %s", through, from, at(3*time.Minute), at(4*time.Minute))
+		}
+	}
+}
+
 func TestReportsAreBounded(t *testing.T) {
 	t.Parallel()
 	r := usage.NewReports(nil, start)
