@@ -37,8 +37,10 @@ type Static struct {
 // Vault is where the engine is, and who the gateway is to it.
 type Vault struct {
 	Address, Namespace, Mount string
-	Timeout                   time.Duration
-	Auth                      vaultclient.Auth
+	// Timeout bounds a request to Vault. Where it is zero, a log-in has the time
+	// that vaultclient gives it, and what the verifier asks that of the verifier.
+	Timeout time.Duration
+	Auth    vaultclient.Auth
 }
 
 // Verifier are the settings of sdk/verifier. What is zero has its default.

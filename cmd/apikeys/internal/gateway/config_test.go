@@ -90,6 +90,9 @@ func TestLoadReadsAllOfIt(t *testing.T) {
 		if !reflect.DeepEqual(c.Static, want) {
 			t.Errorf("%v: got %+v\nwant %+v", paths, c.Static, want)
 		}
+		if got := c.Static.verifier(); got.RequestTimeout != 5*time.Second || got.VerifyTimeout != 2*time.Second || got.Name != "edge-1" {
+			t.Errorf("the verifier gets %+v", got)
+		}
 		if p := c.Policy; len(p.Proxies) != 0 || p.Places.Bearer || p.Places.Fields[0] != "X-Token" || p.Routes[0].Path != "/" || p.AccessLog != LogRefused {
 			t.Errorf("got %+v", p)
 		}
@@ -102,7 +105,7 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Static.Verifier.Name == "" || c.Static.DrainTimeout != 20*time.Second || c.Static.DecisionTimeout != 5*time.Second || len(c.Policy.Proxies) != 2 || !c.Policy.Places.Bearer || len(c.Policy.Places.Fields) != 1 {
+	if c.Static.verifier().RequestTimeout != 0 || c.Static.Verifier.Name == "" || c.Static.DrainTimeout != 20*time.Second || c.Static.DecisionTimeout != 5*time.Second || len(c.Policy.Proxies) != 2 || !c.Policy.Places.Bearer || len(c.Policy.Places.Fields) != 1 {
 		t.Errorf("got %+v", c)
 	}
 }

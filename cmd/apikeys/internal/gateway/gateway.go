@@ -33,6 +33,7 @@ type Gateway struct {
 	verifier keyVerifier
 	health   func() verifier.Health
 	run      func(context.Context) error // of the verifier
+	close    func(context.Context) error // likewise
 	client   func(context.Context) error // of the way to Vault
 
 	metrics  *metrics
@@ -80,7 +81,7 @@ func New(paths []string, log, access *slog.Logger) (*Gateway, error) {
 	if err != nil {
 		return nil, fmt.Errorf("verifier: %w", err)
 	}
-	g.verifier, g.health, g.run, g.client = v, v.Health, v.Run, client.Run
+	g.verifier, g.health, g.run, g.close, g.client = v, v.Health, v.Run, v.Close, client.Run
 	g.metrics.watchVerifier(v)
 	return g, nil
 }
@@ -90,7 +91,7 @@ func (s *Static) verifier() verifier.Config {
 	c := s.Verifier
 	return verifier.Config{
 		Name: c.Name, Source: c.Source, CacheSize: c.CacheSize, PollInterval: c.PollInterval, MaxStale: c.MaxStale,
-		ReportInterval: c.ReportInterval, FirstFill: c.FirstFill, VerifyTimeout: s.DecisionTimeout,
+		ReportInterval: c.ReportInterval, FirstFill: c.FirstFill, RequestTimeout: s.Vault.Timeout, VerifyTimeout: s.DecisionTimeout,
 	}
 }
 

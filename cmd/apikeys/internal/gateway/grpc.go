@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -133,11 +134,11 @@ func (p *policy) accept(d *decision, r *authv3.AttributeContext_HttpRequest) *au
 			remove[name] = true
 		}
 	}
-	if p.Hide && d.reason != ReasonPublic {
+	if p.Hide {
 		for _, field := range p.Places.Fields {
 			remove[strings.ToLower(field)] = true
 		}
-		if p.Places.Bearer && bearerOnly(headersOf(r)) {
+		if p.Places.Bearer && presentsBearer(headersOf(r)) {
 			remove["authorization"] = true
 		}
 		if p.Places.Query != "" {
@@ -154,11 +155,12 @@ func (p *policy) accept(d *decision, r *authv3.AttributeContext_HttpRequest) *au
 	}
 }
 
-// bearerOnly tells whether Authorization holds a bearer token, not the
-// credentials of another scheme that the upstream needs.
-func bearerOnly(h envoyHeaders) bool {
-	key, err := verifierhttp.Places{Bearer: true}.Find(h, "")
-	return err == nil && key != ""
+// presentsBearer tells whether Authorization holds a bearer token, also one that
+// is not well-formed, as it may be on a public route, and not the credentials of
+// another scheme that the upstream needs.
+func presentsBearer(h envoyHeaders) bool {
+	_, err := verifierhttp.Places{Bearer: true}.Find(h, "")
+	return !errors.Is(err, verifierhttp.ErrNoKey)
 }
 
 // refuse is the answer to the client.

@@ -78,7 +78,19 @@ func TestExtAuthz(t *testing.T) {
 		},
 		{
 			"public, forged", "GET", "/health", from, map[string]string{"x-api-key": goodKey, "x-consumer-id": "root"}, codes.OK,
-			"", "x-consumer-id x-consumer-name x-consumer-scopes x-key-version", "",
+			"", "x-api-key x-consumer-id x-consumer-name x-consumer-scopes x-key-version", "",
+		},
+		{
+			"public, bearer", "GET", "/health", from, map[string]string{"authorization": "Bearer " + goodKey}, codes.OK,
+			"", "authorization x-api-key x-consumer-id x-consumer-name x-consumer-scopes x-key-version", "",
+		},
+		{
+			"public, bearer by a tab", "GET", "/health", from, map[string]string{"authorization": "Bearer\t" + goodKey}, codes.OK,
+			"", "authorization x-api-key x-consumer-id x-consumer-name x-consumer-scopes x-key-version", "",
+		},
+		{
+			"public, basic stays", "GET", "/health", from, map[string]string{"authorization": "Basic x"}, codes.OK,
+			"", "x-api-key x-consumer-id x-consumer-name x-consumer-scopes x-key-version", "",
 		},
 		{"bound", "GET", "/v1/orders", from, map[string]string{"x-api-key": boundKey}, codes.OK, "x-consumer-id=Bound0000001&x-consumer-name=bound&x-consumer-scopes=orders:read rates&x-key-version=1", "x-api-key", ""},
 		{"bound, behind a proxy", "GET", "/v1/orders", "192.0.2.1", map[string]string{"x-api-key": boundKey, "x-forwarded-for": "203.0.113.9,192.0.2.1"}, codes.OK, "x-consumer-id=Bound0000001&x-consumer-name=bound&x-consumer-scopes=orders:read rates&x-key-version=1", "x-api-key", ""},
@@ -104,6 +116,9 @@ func TestExtAuthz(t *testing.T) {
 		}
 		if got := strings.Join(ok.GetHeadersToRemove(), " "); got != c.remove {
 			t.Errorf("%s: removes %s, want %s", c.name, got, c.remove)
+		}
+		if got := strings.Join(ok.GetQueryParametersToRemove(), " "); ok != nil && got != "api_key" {
+			t.Errorf("%s: removes the parameters %q", c.name, got)
 		}
 		if got := told(ok.GetResponseHeadersToAdd()); got != c.toClient {
 			t.Errorf("%s: the client gets %s, want %s", c.name, got, c.toClient)

@@ -160,6 +160,7 @@ func newTestGateway(t testing.TB, config string) *testGateway {
 	tg.health = func() verifier.Health { return verifier.Health{Ready: true} }
 	tg.run = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 	tg.client = tg.run
+	tg.close = func(context.Context) error { return nil }
 	return tg
 }
 

@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -31,14 +32,21 @@ type running struct {
 	dir         string
 }
 
-// start serves a gateway on sockets in a folder.
-func start(t *testing.T, config string) *running {
+// shortDir is a folder for sockets.
+func shortDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "gw") //nolint:usetesting // the path of a socket is at most 104 bytes
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// start serves a gateway on sockets in a folder.
+func start(t *testing.T, config string) *running {
+	t.Helper()
+	dir := shortDir(t)
 	config = strings.NewReplacer("127.0.0.1:0", "unix:"+dir+"/http", "127.0.0.1:1", "unix:"+dir+"/grpc").Replace(config) +
 		`listener "admin" { address = "unix:` + dir + `/admin" }` + "\n"
 	r := &running{testGateway: newTestGateway(t, config), dir: dir, ended: make(chan error, 1), reload: make(chan os.Signal, 1)}
@@ -212,6 +220,41 @@ func TestDrainAnswersWhatIsUnderWay(t *testing.T) {
 	g.ended = nil
 }
 
+// TestTheVerifierIsClosedAfterTheDrain, in a time of its own, while the way to
+// Vault is still there, and what it could not report is logged.
+func TestTheVerifierIsClosedAfterTheDrain(t *testing.T) {
+	t.Parallel()
+	g := newTestGateway(t, testConfig)
+	g.static.Listeners = []Listener{{Type: ListenHTTP, Address: "unix:" + shortDir(t) + "/http", SocketMode: 0o600, MaxConnections: 1}}
+	var background context.Context
+	started := make(chan struct{})
+	g.client = func(ctx context.Context) error {
+		background = ctx
+		close(started)
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	closed := 0
+	g.close = func(ctx context.Context) error {
+		closed++
+		end, bounded := ctx.Deadline()
+		if left := time.Until(end); !bounded || left > reportTimeout || left < reportTimeout/2 {
+			t.Errorf("it has %s, bounded %v", left, bounded)
+		}
+		if !g.draining.Load() || background.Err() != nil {
+			t.Errorf("it is closed while draining is %v, and the way to Vault says %v", g.draining.Load(), background.Err())
+		}
+		return errors.New("7 uses could not be reported")
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	if err := g.Run(ctx, nil, func() { <-started; stop() }); err != nil {
+		t.Fatal(err)
+	}
+	if closed != 1 || strings.Count(g.log.String(), "7 uses could not be reported") != 1 {
+		t.Errorf("closed %d times, logged %s", closed, g.log)
+	}
+}
+
 func eventually(t testing.TB, is func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
@@ -281,11 +324,7 @@ func TestSocketsAreReplacedOnlyIfLeft(t *testing.T) {
 // answers 503, and is not ready.
 func TestVaultThatIsNotThere(t *testing.T) {
 	t.Setenv("VAULT_TOKEN", "not-a-token")
-	dir, err := os.MkdirTemp("", "gw") //nolint:usetesting // the path of a socket is at most 104 bytes
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := shortDir(t)
 	file := filepath.Join(dir, "gateway.hcl")
 	config := "vault {\n address = \"http://127.0.0.1:1\"\n timeout = 1\n}\nlistener \"http\" { address = \"unix:" + dir + "/http\" }\nlistener \"admin\" { address = \"unix:" + dir + "/admin\" }\n"
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {

@@ -31,7 +31,8 @@ const (
 	// writeTimeout bounds a request from the end of its header, a miss that asks
 	// Vault included.
 	writeTimeout = 30 * time.Second
-	// reportTimeout bounds the last report of use.
+	// reportTimeout bounds the last report of use, whatever the number of its
+	// parts.
 	reportTimeout = 5 * time.Second
 )
 
@@ -52,14 +53,12 @@ func (g *Gateway) Run(ctx context.Context, reload <-chan os.Signal, ready func()
 	if err != nil {
 		return err
 	}
-	// Whatever uses Vault goes on during the drain.
+	// Whatever uses Vault goes on during the drain, and until use is reported.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	clientContext, stopClient := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopClient()
-	var reports, client sync.WaitGroup
-	client.Go(func() { g.report("the connection to Vault ended", g.client(clientContext)) })
-	reports.Go(func() { g.report("the verifier ended", g.run(background)) })
+	var running sync.WaitGroup
+	running.Go(func() { g.report("the connection to Vault ended", g.client(background)) })
+	running.Go(func() { g.report("the verifier ended", g.run(background)) })
 
 	watched, stopWatching := context.WithCancel(ctx)
 	var watch sync.WaitGroup
@@ -91,11 +90,19 @@ func (g *Gateway) Run(ctx context.Context, reload <-chan os.Signal, ready func()
 	stopWatching()
 	watch.Wait()
 	g.drain(servers)
+	g.closeVerifier()
 	stop()
-	waitFor(&reports, reportTimeout)
-	stopClient()
-	waitFor(&client, time.Second)
+	waitFor(&running, time.Second)
 	return serving.Wait()
+}
+
+// closeVerifier has what was used reported.
+func (g *Gateway) closeVerifier() {
+	ctx, cancel := context.WithTimeout(context.Background(), reportTimeout)
+	defer cancel()
+	if err := g.close(ctx); err != nil {
+		g.log.Warn("the verifier did not end well; use that it could not report is lost", "error", err)
+	}
 }
 
 func (g *Gateway) report(what string, err error) {
