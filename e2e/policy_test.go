@@ -16,7 +16,7 @@ import (
 )
 
 // policies are the files that the documentation shows, by actor.
-var policies = []string{"operator", "rotator", "client", "verifier", "leased-client", "metrics"}
+var policies = []string{"operator", "rotator", "client", "api-server", "verifier", "leased-client", "metrics"}
 
 func policy(t testing.TB, actor string) string {
 	t.Helper()
@@ -75,7 +75,7 @@ func everyRequest(leasedID string) []request {
 		{"POST", "extend/acme", none, "extend/{name}", []string{"operator", "rotator"}},
 		{"POST", "retire/acme", map[string]any{"force": true}, "retire/{name}", []string{"operator", "rotator"}},
 		{"POST", "revoke/acme", map[string]any{"version": 1, "rotate": true}, "revoke/{name}", []string{"operator"}},
-		{"POST", "verify", map[string]any{"api_key": "nobody's"}, "verify", []string{"verifier"}},
+		{"POST", "verify", map[string]any{"api_key": "nobody's"}, "verify", []string{"api-server"}},
 		{"GET", "sync?verifier=eu-1&boot=1&epoch=&seq=0", nil, "sync", []string{"verifier"}},
 		{"POST", "lookup", map[string]any{"key_ids": []any{leasedID}}, "lookup", []string{"verifier"}},
 		{"LIST", "verifiers", nil, "verifiers/", []string{"operator"}},
@@ -173,8 +173,8 @@ func TestEachActorCanDoItsJobWithItsPolicyAlone(t *testing.T) {
 	}
 	actor["operator"].write("webhooks/partner", fields("url", "http://127.0.0.1:1/", "allow_private", true, "enabled", false))
 	second := actor["rotator"].rotate("acme")
-	actor["verifier"].accepts(first)
-	actor["verifier"].accepts(second)
+	actor["api-server"].accepts(first)
+	actor["api-server"].accepts(second)
 	if actor["client"].read("static-creds/acme")["api_key"] != second {
 		t.Error("the client reads another key after the rotation")
 	}
@@ -192,9 +192,9 @@ func TestEachActorCanDoItsJobWithItsPolicyAlone(t *testing.T) {
 		t.Errorf("the operator lists the webhooks %v", got)
 	}
 	l := actor["leased-client"].creds("trading")
-	actor["verifier"].accepts(actor["leased-client"].rotateLeased(l.keyID).apiKey)
+	actor["api-server"].accepts(actor["leased-client"].rotateLeased(l.keyID).apiKey)
 	actor["operator"].write("revoke/acme", fields("version", 2, "compromised", true, "rotate", true))
-	actor["verifier"].rejects("COMPROMISED", second)
+	actor["api-server"].rejects("COMPROMISED", second)
 	if out := actor["rotator"].cli("list", m.path+"/keys"); !strings.Contains(out, "acme") {
 		t.Errorf("the rotator lists: %s", out)
 	}
