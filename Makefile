@@ -35,9 +35,7 @@ PEER       := $(CURDIR)/dist/scale/database-engine
 BUILD_PEER := cd scripts/vault && CGO_ENABLED=0 go build -trimpath -tags minimal -ldflags '-s -w' -o $(PEER) ./database-engine
 
 TEST_FLAGS ?=
-# Chaos has a target of its own until a run of all faults has no violation:
-# docs/explanation/proof.md says where it fails.
-E2E_FLAGS  ?= -v -count=1 -p 1 -parallel 4 -timeout 25m -skip '^TestChaos$$'
+E2E_FLAGS  ?= -v -count=1 -p 1 -parallel 4 -timeout 25m
 E2E        ?= ./e2e/...
 BENCH      ?= .
 FUZZTIME   ?= 10s
