@@ -773,9 +773,9 @@ func (p *proxied) withoutVault() {
 // hangs stops the gateway while it holds its connections: whoever asks is told
 // so in time.
 func (p *proxied) hangs(apiKey string) {
-	p.gateway.Signal(p.t, syscall.SIGSTOP)
+	thaw := p.gateway.Freeze(p.t)
 	got := p.get("/v1/orders", withKey(apiKey)) // in less than the client's 30 s
-	p.gateway.Signal(p.t, syscall.SIGCONT)
+	thaw()
 	if got.seen != nil || got.status < http.StatusBadGateway || got.status > http.StatusGatewayTimeout {
 		p.t.Errorf("with a gateway that does not answer: %d, seen by the upstream: %v", got.status, got.seen != nil)
 	}

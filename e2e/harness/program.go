@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -94,6 +95,39 @@ func (p *Program) Signal(t testing.TB, signal syscall.Signal) {
 	if err := p.proc.cmd.Process.Signal(signal); err != nil {
 		t.Fatalf("signal %s: %v", p.name, err)
 	}
+}
+
+// Freeze stops the program as SIGSTOP does, and waits until all of its threads have
+// stopped: the signal comes to them one by one. It needs Linux. thaw lets it go on.
+func (p *Program) Freeze(t testing.TB) (thaw func()) {
+	t.Helper()
+	p.Signal(t, syscall.SIGSTOP)
+	if err := poll(startTimeout, pollEvery, func() error { return stopped(p.proc.pid()) }); err != nil {
+		t.Fatalf("freeze %s: %v", p.name, err)
+	}
+	return func() { p.Signal(t, syscall.SIGCONT) }
+}
+
+// stopped returns nil once all threads of a process have stopped. See proc(5).
+func stopped(pid int) error {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil {
+		return err
+	}
+	if len(threads) == 0 {
+		return fmt.Errorf("/proc has no threads of process %d", pid)
+	}
+	for _, path := range threads {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		// The state follows the name, which is in brackets.
+		if _, state, ok := strings.Cut(string(stat), ") "); !ok || state[0] != 'T' {
+			return fmt.Errorf("%s is not stopped", path)
+		}
+	}
+	return nil
 }
 
 // Wait waits for the end of the program, and returns its exit code.
