@@ -219,6 +219,9 @@ func (v *Verifier) apply(f *feedState, a *SyncAnswer, sent, received mono) {
 			}
 		}
 	}
+	if v.life.Err() != nil {
+		next.good = -1 // it was closed while it asked
+	}
 	v.feed.Store(next)
 	v.records.Unlock()
 	if back && a.Reset {

@@ -210,6 +210,7 @@ func (v *Verifier) reportLast(ctx context.Context) {
 
 // Close ends what runs, and reports what is left. It takes no longer than ctx,
 // also where the Engine heeds no context; its error tells what is not reported.
+// Who calls it while another call is under way waits for that one.
 // The verifier is then of no more use.
 func (v *Verifier) Close(ctx context.Context) error {
 	v.closing.Do(func() { v.closed = v.close(ctx) })
@@ -237,6 +238,13 @@ func (v *Verifier) close(ctx context.Context) error {
 		}
 	case <-ctx.Done():
 		v.acceptNothing()
+		select {
+		case all := <-reported: // at the last moment
+			if all {
+				return nil
+			}
+		default:
+		}
 	}
 	switch _, uses := v.usage.left(); {
 	case uses == 0:
@@ -248,8 +256,11 @@ func (v *Verifier) close(ctx context.Context) error {
 	}
 }
 
-// acceptNothing has cached keys accepted no more.
+// acceptNothing has cached keys accepted no more. What the feed answers once life
+// has ended changes nothing about that.
 func (v *Verifier) acceptNothing() {
+	v.records.Lock()
+	defer v.records.Unlock()
 	over := *v.feed.Load()
 	over.good = -1
 	v.feed.Store(&over)
