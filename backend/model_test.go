@@ -639,7 +639,10 @@ func (x *modelMachine) advance() {
 	slices.SortFunc(to, time.Time.Compare)
 	d := rapid.SampledFrom([]time.Duration{time.Second, 10 * time.Minute, 59 * time.Minute, 5 * time.Hour, 25 * time.Hour}).Draw(x.T, "for")
 	if len(to) > 0 && rapid.Bool().Draw(x.T, "to an instant") {
-		d = rapid.SampledFrom(to).Draw(x.T, "until").Sub(now)
+		until := rapid.SampledFrom(to).Draw(x.T, "until")
+		// The engine's clock has whole milliseconds, and some instants, such as the
+		// middle of an overlap, have not.
+		d = until.Add(time.Millisecond - 1).Truncate(time.Millisecond).Sub(now)
 	}
 	x.m.clock.Advance(d)
 	x.look()
@@ -1088,6 +1091,10 @@ func (x *modelMachine) checkVerdicts() {
 func (x *modelMachine) checkVerdict(got object, ask refAsk) {
 	ask.imported = slices.Contains(modelImports, ask.token)
 	want, k, v := x.ref.verdict(x.now(), ask)
+	if want == "MALFORMED" && got["code"] == "NOT_FOUND" && ask.imported && x.failed {
+		// An import that storage has cut off leaves the mark that there may be some.
+		x.ref.imports, want = true, "NOT_FOUND"
+	}
 	if got["code"] != want || got["valid"] != (want == "VALID") {
 		x.Fatalf("at %s verify answers %v, the model says %s: %+v", stamp(x.now()), got, want, v)
 	}
