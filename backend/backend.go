@@ -348,7 +348,7 @@ func (b *Backend) startWorkers(e *engine) {
 func (b *Backend) startWatching(e *engine) {
 	claims := webhook.NewClaims(e.store.Claims(), b.clock, b.rand)
 	w := &watcher{
-		engine: e, claims: claims, reused: newSet[string](queued), detector: anomaly.New(b.clock.Now()), send: b.sendEvent,
+		engine: e, claims: claims, reused: newSet[string](queued), held: map[string]bool{}, detector: anomaly.New(b.clock.Now()), send: b.sendEvent,
 		owed: make(chan string, queued), unpaid: newSet[string](4 * queued), notices: make(chan notice, queuedNotices), events: make(chan told, queued),
 		hooks: webhook.New(webhook.Options{Storage: e.store.Webhooks(), Claims: claims, Clock: b.clock, Rand: b.rand, Logger: b.Logger()}),
 	}

@@ -57,6 +57,10 @@ type watcher struct {
 	// noting are the first uses, and the first refusals after an end, that are on
 	// their way to the key's history.
 	noting sync.Map
+	// held are the keys whose uses wait to be stored until the new source in them was
+	// told of, and whether it was; heldMu guards it.
+	heldMu sync.Mutex
+	held   map[string]bool
 	// reused are claims whose reuse was told.
 	reused *lru.Cache[string, struct{}]
 
@@ -192,7 +196,9 @@ func (w *watcher) tell(ctx context.Context) error {
 	}
 	defer func() {
 		for _, n := range again {
-			w.offer(n)
+			if !w.offer(n) {
+				w.noted(n)
+			}
 		}
 	}()
 	for row := 0; row < maxUntold && ctx.Err() == nil; {
@@ -203,6 +209,8 @@ func (w *watcher) tell(ctx context.Context) error {
 		case n := <-w.notices:
 			if err = w.tellOf(ctx, n); err != nil && !errors.Is(err, store.ErrDamaged) {
 				again = append(again, n) // it may not happen again
+			} else {
+				w.noted(n)
 			}
 		case t := <-w.events:
 			if err := w.send(ctx, t.key, t.event); err != nil {
@@ -236,7 +244,6 @@ func (w *watcher) tell(ctx context.Context) error {
 
 // tellOf notes what a notice says.
 func (w *watcher) tellOf(ctx context.Context, n notice) error {
-	defer w.noting.Delete(onItsWay{n.keyID, n.version, n.stale})
 	if n.stale {
 		return w.engine.keeper.NoteStale(ctx, n.keyID, n.version)
 	}
@@ -245,6 +252,16 @@ func (w *watcher) tellOf(ctx context.Context, n notice) error {
 		w.engine.keeper.Book.Told(n.keyID, n.version)
 	}
 	return err
+}
+
+// noted is over with a notice: what it says may be noted anew, and what waited for
+// it goes on.
+func (w *watcher) noted(n notice) {
+	if n.finding == nil {
+		w.noting.Delete(onItsWay{n.keyID, n.version, n.stale})
+	} else if n.finding.Kind == anomaly.UnseenSource {
+		w.release(n.keyID)
+	}
 }
 
 // tellFirst tells of the first use of a version, if nobody did.
@@ -425,13 +442,29 @@ func (w *watcher) usedFrom(keyID string, stored func() usage.Stored, used []usag
 		}
 		w.detector.Learn(keyID, past, all.Complete)
 	}
+	w.heldMu.Lock()
+	defer w.heldMu.Unlock()
+	if told, held := w.held[keyID]; held && !told {
+		return true
+	}
+	delete(w.held, keyID)
 	for _, u := range used {
-		if f, unseen := w.detector.Uses(u.LastUsed, keyID, u.Version, u.Source, u.Count); unseen {
-			w.notify(notice{keyID: keyID, version: u.Version, finding: &f})
+		f, unseen := w.detector.Uses(u.LastUsed, keyID, u.Version, u.Source, u.Count)
+		if unseen && w.notify(notice{keyID: keyID, version: u.Version, finding: &f}) && len(w.held) < queuedNotices {
+			w.held[keyID] = false
 			found = true
 		}
 	}
 	return found
+}
+
+// release lets the uses of a key be stored, whose new source was told of.
+func (w *watcher) release(keyID string) {
+	w.heldMu.Lock()
+	defer w.heldMu.Unlock()
+	if _, held := w.held[keyID]; held {
+		w.held[keyID] = true
+	}
 }
 
 // fullHour judges an hour of a key against its earlier ones.

@@ -15,6 +15,7 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/anomaly"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
+	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/usage"
 )
 
 // TestUseSurvivesARestart: in keys/<name> and in usage/<name>, and a retried
@@ -189,10 +190,11 @@ func TestFirstUsesThatCannotBeToldHoldNothingUp(t *testing.T) {
 		faulty := storetest.NewFaulty(memory)
 		m := newMountOn(t, memory, faulty, clock.NewManual(epoch))
 		m.role(nil)
-		var names []string
+		var names, keys []string
 		for i := range 3 * maxUntold {
 			names = append(names, fmt.Sprintf("k%d", i))
-			m.wantCodes("VALID", m.key(names[i], nil))
+			keys = append(keys, m.key(names[i], nil))
+			m.wantCodes("VALID", keys[i])
 		}
 		m.write("usage", object{
 			"verifier": "edge", "boot": "1", "sequence": 1, "reported_through": stamp(m.clock.Now()),
@@ -203,12 +205,18 @@ func TestFirstUsesThatCannotBeToldHoldNothingUp(t *testing.T) {
 		}})
 		w := m.engineNow().watch
 		for range 3 {
+			for _, apiKey := range keys {
+				m.wantCodes("VALID", apiKey)
+			}
 			if err := w.tell(t.Context()); !errors.Is(err, storetest.ErrInjected) {
 				t.Errorf("telling says %v", err)
 			}
 			if err := w.flush(t.Context()); err != nil {
 				t.Errorf("the flush says %v", err)
 			}
+		}
+		if waiting := len(w.notices); waiting != len(names) {
+			t.Errorf("%d notices wait of %d first uses", waiting, len(names))
 		}
 		faulty.Heal()
 		if crash {
@@ -217,9 +225,9 @@ func TestFirstUsesThatCannotBeToldHoldNothingUp(t *testing.T) {
 		}
 		m.tell()
 		for i, name := range names {
-			want := 1
+			want := 4
 			if i == 0 {
-				want = 6
+				want = 9
 			}
 			if got := number(t, versions(t, m.read("keys/"+name))[0]["use_count"]); got != want {
 				t.Errorf("crash %v: %s was used %d times, want %d", crash, name, got, want)
@@ -232,5 +240,29 @@ func TestFirstUsesThatCannotBeToldHoldNothingUp(t *testing.T) {
 		if left := m.memory.Paths("firstuse/"); len(left) > 0 {
 			t.Errorf("crash %v: once all are told there are the notes %v", crash, left)
 		}
+	}
+}
+
+// TestUsesWaitUntilTheirNewSourceIsTold, also where telling fails for long, and where
+// the detector has forgotten the key meanwhile; then they are stored.
+func TestUsesWaitUntilTheirNewSourceIsTold(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.role(nil)
+	m.key("acme", nil)
+	id := m.keyID("acme")
+	w := m.engineNow().watch
+	w.held[id] = false // as a finding leaves it
+	use := []usage.Use{{Version: 1, Source: "x", Count: 1, LastUsed: m.clock.Now()}}
+	none := func() usage.Stored { return usage.Stored{Complete: true} }
+	for range 3 {
+		if w.detector.Forget(id); !w.usedFrom(id, none, use) {
+			t.Error("uses are stored before their source was told")
+		}
+	}
+	w.notify(notice{keyID: id, version: 1, finding: &anomaly.Finding{Kind: anomaly.UnseenSource, KeyID: id, Version: 1}})
+	m.tell()
+	if w.usedFrom(id, none, use) || len(w.held) > 0 {
+		t.Error("uses wait though their source was told")
 	}
 }
