@@ -222,7 +222,12 @@ func (w *watcher) tell(ctx context.Context) error {
 			case len(unpaid) > 0:
 				err, unpaid = pay(unpaid[0]), unpaid[1:]
 			case len(firsts) > 0:
-				err, firsts = w.tellFirst(ctx, firsts[0].KeyID, firsts[0].Version), firsts[1:]
+				one := firsts[0]
+				firsts = firsts[1:]
+				if _, queued := w.noting.Load(onItsWay{keyID: one.KeyID, version: one.Version}); queued {
+					continue // it has just failed, and waits with the other notices
+				}
+				err = w.tellFirst(ctx, one.KeyID, one.Version)
 			default:
 				return failed
 			}
