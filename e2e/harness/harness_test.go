@@ -101,6 +101,12 @@ func TestRaftKeepsItsDataOverSealRestartAndKill(t *testing.T) {
 func TestClusterFailsOver(t *testing.T) {
 	t.Parallel()
 	cluster := harness.StartCluster(t, 3, harness.Options{})
+	for _, node := range cluster.Nodes {
+		// More than one loop that waits to lead: see Unseal.
+		if n := strings.Count(node.Log(), "entering standby mode"); n != 1 {
+			t.Errorf("%s has begun to wait for its lead %d times, want once", node.Addr, n)
+		}
+	}
 	old := cluster.Leader(t)
 	old.EnableEngine(t, "kv1", "kv")
 	old.MustCLI(t, old.RootToken, "write", "kv1/colour", "value=crimson")

@@ -188,14 +188,20 @@ func (s *Server) Seal(t testing.TB) {
 }
 
 // Unseal unseals a Raft server and returns when it serves requests. A node that
-// joins a cluster has to hear from its leader first: so it is tried again.
+// joins a cluster has to hear from its leader first: so it is tried again until
+// it takes the key, and not once more. For a node that joins is sealed for a while
+// longer, and each key that it takes starts another loop of Vault's that waits to
+// lead. One of them is told that Raft leads here, another that it does not any
+// more, and so the node goes on as a second leader until it is restarted.
 func (s *Server) Unseal(t testing.TB) {
 	t.Helper()
+	ask := func() (*api.SealStatusResponse, error) { return s.Client.Sys().Unseal(s.UnsealKey) }
 	Eventually(t, startTimeout, pollEvery, func() error {
-		status, err := s.Client.Sys().Unseal(s.UnsealKey)
+		status, err := ask()
 		if err != nil {
 			return fmt.Errorf("unseal %s: %w", s.Addr, err)
 		}
+		ask = s.Client.Sys().SealStatus
 		if status.Sealed {
 			return fmt.Errorf("%s is still sealed", s.Addr)
 		}
