@@ -40,6 +40,13 @@ func size(t *testing.T) Size {
 		}
 		s.Faults = re
 	}
+	switch text := os.Getenv("CHAOS_NETWORK"); text {
+	case "":
+	case "proxy":
+		s.Proxies = true
+	default:
+		t.Fatalf("CHAOS_NETWORK must be proxy, or not be set, got %q", text)
+	}
 	return s
 }
 

@@ -3,8 +3,8 @@
 // Package chaos tortures a real cluster while clients use their keys, and proves
 // that no client was refused that should not have been, and none accepted.
 //
-// Three Vaults on Raft run the plugin, each in a network namespace and on a
-// disk of its own where the machine allows. Clients fetch and use keys,
+// Three Vaults on Raft run the plugin, each in a network namespace or behind
+// proxies, and on a disk of its own where the machine allows. Clients fetch and use keys,
 // operators rotate, roll back, extend, retire, revoke and disable them, jobs
 // rotate whole roles, the schedule rotates others; a webhook receiver is told of
 // it all. Verifiers check every use: Vault itself, through any node, and
@@ -20,14 +20,18 @@
 //	CHAOS_REPORT  a folder for chaos.md and chaos.json (default: the test's log)
 //	CHAOS_FAULTS  only faults whose names match this regular expression
 //	CHAOS_SEED    a number from which the order of faults and changes comes
+//	CHAOS_NETWORK proxy: partitions are made with proxies, also as root
 //
 // # What the machine must allow
 //
 // As root on Linux, nodes get namespaces (ip, of iproute2) and disks (mkfs.ext4,
-// mount -o loop, fsfreeze). Without one of these, the faults that need it are
-// left out and the report names them; with APIKEYS_E2E_REQUIRE=1, root may lack
-// only what the kernel refuses. It leaves no namespace, link or mount
-// behind, and removes those of a run that was killed.
+// mount -o loop, fsfreeze). Where there can be no namespaces, TCP proxies in this
+// process stand before the nodes and the receiver: they need no root, but a /proc
+// in which the nodes' open files can be read, to tell which of them connects.
+// Without disks or both kinds of network, the faults that need it are left out
+// and the report names them; with APIKEYS_E2E_REQUIRE=1, root may lack only what
+// the kernel refuses. It leaves no namespace, link or mount behind, and removes
+// those of a run that was killed.
 //
 // # What is judged how
 //

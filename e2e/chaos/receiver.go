@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"strconv"
@@ -35,13 +34,10 @@ type receiver struct {
 	bodies []byte
 }
 
-func startReceiver(t testing.TB, host string) *receiver {
+func startReceiver(t testing.TB, n network) *receiver {
 	t.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &receiver{addr: l.Addr().String(), tried: map[string]bool{}}
+	l, addr := listenFor(t, n)
+	r := &receiver{addr: addr, tried: map[string]bool{}}
 	server := &http.Server{Handler: r, ReadHeaderTimeout: 10 * time.Second}
 	go func() { _ = server.Serve(l) }() // until Close
 	t.Cleanup(func() { _ = server.Close() })

@@ -23,6 +23,8 @@ type Report struct {
 	Seed    uint64    `json:"seed"`
 	// Missing is what the machine did not allow, and so was not tried.
 	Missing []string `json:"missing,omitempty"`
+	// Network is what partitions were made with, if they were.
+	Network string `json:"network,omitempty"`
 	// Usable are the faults that could be tried.
 	Usable  []string `json:"usable"`
 	Strikes []Strike `json:"faults"`
@@ -82,6 +84,9 @@ func (r *Report) Markdown() string {
 	line("# Chaos: %s\n", r.Began.UTC().Format("2006-01-02 15:04"))
 	line("%d faults in %s, %d verifications, %d rotations of %d keys, seed %d: **%d violations**.\n",
 		len(r.Strikes), (time.Duration(r.Seconds) * time.Second), r.Verifications(), r.Rotations, r.Keys, r.Seed, r.Violated())
+	if r.Network != "" {
+		line("Partitions were made with %s.\n", r.Network)
+	}
 	for _, m := range r.Missing {
 		line("Not tried, because this machine lacks %s\n", m)
 	}

@@ -47,6 +47,9 @@ func Run(t testing.TB, size Size) *Report {
 	}
 	stop()
 	r := &Report{Began: w.begun, Seconds: now().Sub(w.begun).Seconds(), Seed: size.Seed, Missing: w.missing, Strikes: w.strikes}
+	if w.net != nil {
+		r.Network = w.net.String()
+	}
 	for _, f := range w.usable() {
 		r.Usable = append(r.Usable, f.name)
 	}

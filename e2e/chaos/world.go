@@ -33,6 +33,8 @@ type Size struct {
 	// Faults selects faults by name; nil is all.
 	Faults *regexp.Regexp
 	Seed   uint64
+	// Proxies partition the cluster also where there could be network namespaces.
+	Proxies bool
 }
 
 const (
@@ -70,7 +72,7 @@ type world struct {
 	size    Size
 	cluster *harness.Cluster
 	calls   *calls
-	net     *network
+	net     network // nil where there can be no partitions
 	disks   []*disk
 	secrets *harness.Secrets
 	missing []string // what the machine does not allow
@@ -197,11 +199,7 @@ func newWorld(t testing.TB, size Size) *world {
 	for _, m := range w.missing {
 		t.Logf("SKIP: this machine lacks %s", m)
 	}
-	host := "127.0.0.1"
-	if w.net != nil {
-		host = w.net.host(toClients)
-	}
-	w.receiver = startReceiver(t, host)
+	w.receiver = startReceiver(t, w.net)
 	w.setUp()
 	return w
 }
@@ -210,14 +208,9 @@ func newWorld(t testing.TB, size Size) *world {
 func (w *world) places() []harness.Place {
 	w.t.Helper()
 	places := make([]harness.Place, nodes)
-	net, err := newNetwork(w.t, nodes)
-	if err != nil {
-		w.lacks("network namespaces, so no partitions", err)
-	} else {
-		w.net = net
+	if w.net = w.network(); w.net != nil {
 		for i := range places {
-			places[i].Command = []string{"ip", "netns", "exec", net.namespace(i)}
-			places[i].Host, places[i].ClusterHost = net.address(i, toClients), net.address(i, toNodes)
+			places[i] = w.net.place(i)
 		}
 	}
 	dir := diskFolder(w.t)
@@ -239,14 +232,20 @@ func (w *world) places() []harness.Place {
 	return places
 }
 
-// lacks notes what the machine does not allow. Where all is required, and asked
-// for as root, only the kernel may refuse it.
+// lacks notes what the machine does not allow.
 func (w *world) lacks(what string, err error) {
+	w.t.Helper()
+	w.mayLack(what, err)
+	w.missing = append(w.missing, fmt.Sprintf("%s: %v", what, err))
+}
+
+// mayLack ends the test where the machine must allow something and does not.
+// Where all is required, and asked for as root, only the kernel may refuse it.
+func (w *world) mayLack(what string, err error) {
 	w.t.Helper()
 	if os.Getenv("APIKEYS_E2E_REQUIRE") == "1" && os.Geteuid() == 0 && !kernelRefuses(err) {
 		w.t.Fatalf("no %s: %v; on Debian: apt-get install iproute2 e2fsprogs mount util-linux", what, err)
 	}
-	w.missing = append(w.missing, fmt.Sprintf("%s: %v", what, err))
 }
 
 // kernelRefuses tells whether an error of a program says that the kernel does not

@@ -26,7 +26,7 @@ func StartDev(t testing.TB, opts Options) *Server {
 		if port, _, err = freePorts(); err != nil {
 			break
 		}
-		if err = s.listenOn(port); err != nil {
+		if err = s.reachAt(loopback(port)); err != nil {
 			break
 		}
 		s.proc.args = []string{

@@ -22,6 +22,11 @@ type Place struct {
 	// Host is the address of the API, ClusterHost that of what nodes tell each
 	// other.
 	Host, ClusterHost string
+	// Front, if there is one, is told where the node listens for the API and for
+	// other nodes, and answers at which addresses they all are to reach it, the
+	// harness too: those of a proxy. It is asked before the node starts first,
+	// and again if it has to listen elsewhere.
+	Front func(s *Server, api, cluster string) (frontAPI, frontCluster string)
 	// Data is the folder of the Raft storage. It outlives the server.
 	Data string
 }
@@ -31,6 +36,14 @@ func (o Options) place(node int) Place {
 		return o.Places[node]
 	}
 	return Place{}
+}
+
+// front is where others reach a node that listens at these addresses.
+func (p Place) front(s *Server, api, cluster string) (frontAPI, frontCluster string) {
+	if p.Front == nil {
+		return api, cluster
+	}
+	return p.Front(s, api, cluster)
 }
 
 func hostPort(host string, port int) string {

@@ -96,7 +96,6 @@ func startNode(t testing.TB, opts Options, node int, leader string) *Server {
 	s.raft = true
 	id := fmt.Sprintf("node%d", node)
 	place := opts.place(node)
-	s.host = place.Host
 	data := place.Data
 	if data == "" {
 		data = subdir(t, s.Dir, "data")
@@ -115,7 +114,9 @@ func startNode(t testing.TB, opts Options, node int, leader string) *Server {
 		if port, cluster, err = freePorts(); err != nil {
 			break
 		}
-		if err = s.listenOn(port); err != nil {
+		listenAPI, listenCluster := hostPort(place.Host, port), hostPort(place.ClusterHost, cluster)
+		frontAPI, frontCluster := place.front(s, listenAPI, listenCluster)
+		if err = s.reachAt(frontAPI); err != nil {
 			break
 		}
 		writeFile(t, config, fmt.Sprintf(`
@@ -138,7 +139,7 @@ api_addr         = %q
 cluster_addr     = %q
 plugin_directory = %q
 disable_mlock    = true
-%s`, data, id, max(1, opts.Patience), join, hostPort(place.Host, port), hostPort(place.ClusterHost, cluster), s.Addr, "https://"+hostPort(place.ClusterHost, cluster), s.PluginDir, extraConfig(t, opts)))
+%s`, data, id, max(1, opts.Patience), join, listenAPI, listenCluster, s.Addr, "https://"+frontCluster, s.PluginDir, extraConfig(t, opts)))
 		err = s.run(s.up)
 	}
 	if err != nil {

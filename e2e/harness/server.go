@@ -33,7 +33,6 @@ type Server struct {
 	PluginDir string      // its plugin_directory
 
 	bin     string
-	host    string // where it listens; empty is loopback
 	cliHome string
 	proc    *process
 	raft    bool
@@ -68,9 +67,9 @@ func newServer(t testing.TB, opts Options) *Server {
 	return s
 }
 
-// listenOn sets the server's address and a client for it.
-func (s *Server) listenOn(port int) error {
-	s.Addr = "http://" + hostPort(s.host, port)
+// reachAt sets the server's address and a client for it.
+func (s *Server) reachAt(addr string) error {
+	s.Addr = "http://" + addr
 	client, err := newClient(s.Addr, s.RootToken)
 	if err != nil {
 		return err
