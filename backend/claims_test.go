@@ -586,3 +586,22 @@ func TestTheLastWebhookThatHandsKeysOverIsMissed(t *testing.T) {
 		}
 	}
 }
+
+// TestACodeOfAVersionThatIsForgottenHandsOutNothing, though the key is still
+// stored with the claim.
+func TestACodeOfAVersionThatIsForgottenHandsOutNothing(t *testing.T) {
+	t.Parallel()
+	m, b := newMount(t), newInbox(t)
+	m.claimHook(b, nil)
+	m.role(object{"retrievable": false, "overlap_period": 0, "rollback_window": 0, "max_accepted_versions": 2, "max_versions": 2})
+	m.key("acme", nil)
+	m.tell()
+	m.delivered()
+	code := object{"code": b.code(t, 1)}
+	m.rotate("acme", nil)
+	m.rotate("acme", nil)
+	m.wantStates("acme", "retired active")
+	m.tell()
+	m.delivered()
+	m.refused(badStatus, logical.UpdateOperation, "claim", code, "code is not a claim")
+}

@@ -125,8 +125,11 @@ func (v *Version) timedEnd() (time.Time, bool) { return v.life().TimedEnd() }
 func (v *Version) ExpiredAt(now time.Time) bool { return v.life().ExpiredAt(now) }
 
 // AcceptedAt tells whether the version's own state and times allow it at now.
-// The key may still be disabled.
-func (v *Version) AcceptedAt(now time.Time) bool { return !v.StateAt(now).Ended() }
+// The key may still be disabled. One that is not there, a zero Version, never is.
+func (v *Version) AcceptedAt(now time.Time) bool {
+	state := v.StateAt(now)
+	return state != StateUnknown && !state.Ended()
+}
 
 // RestorableAt tells whether the version is retired and can still be made
 // active or retiring again.
