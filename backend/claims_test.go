@@ -605,3 +605,28 @@ func TestACodeOfAVersionThatIsForgottenHandsOutNothing(t *testing.T) {
 	m.delivered()
 	m.refused(badStatus, logical.UpdateOperation, "claim", code, "code is not a claim")
 }
+
+// TestACodeLivesForTheOverlapThatBeganWithIt, not for that of a version which was
+// left for the same one before.
+func TestACodeLivesForTheOverlapThatBeganWithIt(t *testing.T) {
+	t.Parallel()
+	m, b := newMount(t), newInbox(t)
+	m.claimHook(b, nil)
+	m.role(nil)
+	m.key("acme", nil)
+	m.rotate("acme", object{"overlap_period": "1h"})
+	m.patch("roles/r", object{"overlap_period": "1h"})
+	m.write("rollback/acme", nil)
+	m.write("extend/acme", object{"version": 2, "overlap_period": "12h"})
+	m.rotate("acme", nil)
+	m.tell()
+	m.write("rollback/acme", object{"version": 1})
+	m.wantStates("acme", "active retiring retiring")
+	m.tell()
+	m.delivered()
+	posts := b.posts()
+	last := posts[len(posts)-1]
+	if last.data["version"] != 1.0 || last.data["claim_expires"] != stamp(epoch.Add(time.Hour)) {
+		t.Errorf("the code of version 1 is %v", last.data)
+	}
+}

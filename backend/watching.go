@@ -156,14 +156,16 @@ func hookEvent(k *keyring.Key, e keyring.Event) webhook.Event {
 	return event
 }
 
-// overlapLeft is how long the version that number superseded is accepted.
+// overlapLeft is how long the version that number has last superseded is accepted:
+// after a rollback it may have superseded another one before.
 func overlapLeft(k *keyring.Key, number int) time.Duration {
+	var last keyring.Version
 	for _, v := range k.Versions {
-		if v.SupersededBy == number && v.State == keyring.StateRetiring {
-			return v.AcceptedUntil.Sub(v.SupersededTime)
+		if v.SupersededBy == number && v.State == keyring.StateRetiring && !v.SupersededTime.Before(last.SupersededTime) {
+			last = v
 		}
 	}
-	return 0
+	return last.AcceptedUntil.Sub(last.SupersededTime)
 }
 
 // wakeTelling lets what is owed be told now.
