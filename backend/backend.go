@@ -329,19 +329,22 @@ func (b *Backend) opened() *engine {
 // startWorkers begins what runs by itself. The first call of periodic, within
 // a minute, wakes it: a start does no work of its own.
 func (b *Backend) startWorkers(e *engine) {
-	e.ticks = jobs.StartWorker("tick", b.Logger(), func(ctx context.Context) error {
-		_, err := e.ticker.Tick(ctx)
-		if errors.Is(err, jobs.ErrClockLeapt) {
-			err = nil // logged once, when it leapt
-		}
-		e.fence.Tidy(ctx)
-		return errors.Join(err, e.watch.flush(ctx))
-	})
+	e.ticks = jobs.StartWorker("tick", b.Logger(), e.tick)
 	e.keeper.Book.OnFull = e.ticks.Wake
 	e.work = jobs.StartWorker("jobs", b.Logger(), e.bulk.Run)
 	e.heal = jobs.StartWorker("refile", b.Logger(), e.refileLost)
 	e.telling = jobs.StartWorker("tell", b.Logger(), e.watch.tell)
 	e.watch.hooks.Start()
+}
+
+// tick does what is due, and beside that what is done about once a minute.
+func (e *engine) tick(ctx context.Context) error {
+	_, err := e.ticker.Tick(ctx)
+	e.fence.Tidy(ctx)
+	if errors.Is(err, jobs.ErrClockLeapt) { // logged once, when it leapt
+		return e.watch.flush(ctx)
+	}
+	return errors.Join(err, e.watch.flush(ctx), e.watch.endClaims(ctx))
 }
 
 // startWatching makes what tells of events. It touches no storage.

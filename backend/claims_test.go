@@ -630,3 +630,31 @@ func TestACodeLivesForTheOverlapThatBeganWithIt(t *testing.T) {
 		t.Errorf("the code of version 1 is %v", last.data)
 	}
 }
+
+// TestALeapOfTheClockTakesNoClaimAlong: until it is known which clock is right,
+// the only copy of a key stays, by a tick as by a sweep.
+func TestALeapOfTheClockTakesNoClaimAlong(t *testing.T) {
+	t.Parallel()
+	for name, tick := range map[string]func(m *mount) error{
+		"tick":  func(m *mount) error { return m.engineNow().tick(m.t.Context()) },
+		"sweep": func(m *mount) error { m.sweep(); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m, b := newMount(t), newInbox(t)
+			m.claimHook(b, nil)
+			m.role(unkept())
+			m.key("acme", nil)
+			m.tell()
+			m.passDelivering(61 * time.Minute)
+			code := b.code(t, 2)
+			m.delivered()
+			m.clock.Leap(26 * time.Hour)
+			if err := tick(m); err != nil {
+				t.Fatal(err)
+			}
+			m.clock.Leap(-26 * time.Hour)
+			m.wantCodes("VALID", text(t, m.write("claim", object{"code": code})[fieldAPIKey]))
+		})
+	}
+}

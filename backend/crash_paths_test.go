@@ -112,6 +112,9 @@ func (w *cutWorld) oneTick() int {
 		err = e.watch.flush(w.t.Context())
 	}
 	if err == nil {
+		err = e.watch.endClaims(w.t.Context())
+	}
+	if err == nil {
 		err = e.bulk.Run(w.t.Context())
 	}
 	if err == nil {

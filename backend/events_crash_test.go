@@ -115,6 +115,7 @@ func crashWhileTelling(t *testing.T, n int, applied bool, tc toldOperation) bool
 	_ = m.request(tc.op, tc.path, data)
 	_ = m.engineNow().watch.tell(t.Context())
 	_ = m.engineNow().watch.flush(t.Context())
+	_ = m.engineNow().watch.endClaims(t.Context())
 	reached := faulty.Failed() > 0
 	faulty.Heal()
 

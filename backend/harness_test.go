@@ -120,10 +120,11 @@ func (m *mount) tell() {
 	}
 }
 
-// flush stores what was counted.
+// flush stores what was counted, and ends claims.
 func (m *mount) flush() {
 	m.t.Helper()
-	if err := m.engineNow().watch.flush(m.t.Context()); err != nil {
+	w := m.engineNow().watch
+	if err := errors.Join(w.flush(m.t.Context()), w.endClaims(m.t.Context())); err != nil {
 		m.t.Fatalf("flush: %v", err)
 	}
 }

@@ -47,5 +47,10 @@ func (b *Backend) sweep(ctx context.Context, c *call) (*logical.Response, error)
 	if err := c.watch.flush(ctx); err != nil {
 		return nil, err
 	}
+	if !suspended {
+		if err := c.watch.endClaims(ctx); err != nil {
+			return nil, err
+		}
+	}
 	return &logical.Response{Data: map[string]any{"keys": sum.Keys, "damaged": sum.Damaged, "failed": sum.Failed, "suspended": suspended}}, nil
 }

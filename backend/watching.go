@@ -489,7 +489,16 @@ func (w *watcher) flush(ctx context.Context) error {
 	if !w.engine.store.HasHooks() {
 		return err
 	}
-	return errors.Join(err, w.hooks.Recover(ctx), w.claims.Sweep(ctx))
+	return errors.Join(err, w.hooks.Recover(ctx))
+}
+
+// endClaims removes the keys of claims whose life is over. That cannot be undone,
+// so it is not for a time in which the clock is not trusted.
+func (w *watcher) endClaims(ctx context.Context) error {
+	if !w.engine.store.HasHooks() {
+		return nil
+	}
+	return w.claims.Sweep(ctx)
 }
 
 // flushLast stores what was counted, where nothing stores it already.
