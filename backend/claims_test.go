@@ -38,7 +38,7 @@ type inbox struct {
 	more   chan struct{}
 }
 
-func newInbox(t *testing.T) *inbox {
+func newInbox(t tester) *inbox {
 	t.Helper()
 	b := &inbox{status: http.StatusNoContent, more: make(chan struct{}, 1)}
 	b.Server = httptest.NewServer(http.HandlerFunc(b.serve))

@@ -32,12 +32,18 @@ type refRole struct {
 	// what bounds the source, and secret tells that no plaintext is kept.
 	late, ranges []string
 	secret       bool
+	// claimable tells that somebody could claim a new key just now.
+	claimable bool
 }
 
 // wholeDay is the interval of the schedules that the model knows.
 const wholeDay = 24 * time.Hour
 
 func (r refRole) automatic() bool { return (r.period > 0 || r.daily > 0) && !r.manual }
+
+// unattended tells whether a rotation that nobody asked for leaves its key with
+// somebody who can get it.
+func (r refRole) unattended() bool { return !r.secret || r.claimable }
 
 // next is the earliest time at which the rotation after that of last is due:
 // jitter only makes it later. Times of schedules are whole seconds.
@@ -60,6 +66,8 @@ type refVersion struct {
 	token    string // "" where nobody has seen it
 	state    string
 	readable bool // its plaintext is stored
+	handover bool // it is stored only until it is told, for whoever claims it
+	by       int  // what superseded it
 
 	activated, promoteAt      time.Time
 	superseded, overlapEnds   time.Time
@@ -73,6 +81,7 @@ type refVersion struct {
 
 // refKey is one key.
 type refKey struct {
+	id         string // "" until it is first told of
 	name, role string
 	disabled   bool
 	scopes     []string // nil: those of the role
@@ -92,6 +101,8 @@ type refKey struct {
 	// one that was put off is judged anew only by the job that the change has
 	// started, which comes after the keys that are due.
 	waits bool
+	// owed are the versions that have become active and are still to be told.
+	owed []int
 }
 
 type refRequest struct {
@@ -112,16 +123,44 @@ type reference struct {
 	leakRate int
 	// hook is the one webhook, nil for none.
 	hook *refHook
+	// claims are the codes of the webhook, delivered or on their way.
+	claims []refClaim
 }
 
 // refHook is a webhook.
 type refHook struct {
-	enabled bool
-	events  string
+	enabled         bool
+	events, deliver string
+}
+
+// wants tells whether the webhook is told that a version has become active.
+func (h *refHook) wants() bool { return h != nil && h.events != "key.*" }
+
+// claims tells whether it hands over keys, too.
+func (h *refHook) claims() bool { return h.wants() && h.enabled && h.deliver == "claim" }
+
+// refClaim is the message that a version has become active, and the code in it.
+type refClaim struct {
+	id      string // of the key
+	version int
+	life    time.Duration
+	// handed tells that the code is good for the key though that is not stored,
+	// and passed that the version was superseded before it was told: whether a code
+	// comes depends on when it was copied in between, and is not followed.
+	handed, passed bool
+	// message is its id, and code the code in it, "" before they have come, or
+	// where it has come without a code.
+	message, code string
+	expires       time.Time
+	// used tells that it was redeemed, and reused that somebody has tried again.
+	used, reused bool
+	// unsure is the process, counted from 1, in which a redemption failed: until
+	// that has ended it has not counted.
+	unsure int
 }
 
 func (m *reference) clone() *reference {
-	c := &reference{roles: maps.Clone(m.roles), keys: map[string]*refKey{}, buried: maps.Clone(m.buried), imports: m.imports, leakRate: m.leakRate}
+	c := &reference{roles: maps.Clone(m.roles), keys: map[string]*refKey{}, buried: maps.Clone(m.buried), imports: m.imports, leakRate: m.leakRate, claims: slices.Clone(m.claims)}
 	if m.hook != nil {
 		hook := *m.hook
 		c.hook = &hook
@@ -139,8 +178,15 @@ func (k *refKey) clone() *refKey {
 		one := *v
 		c.versions = append(c.versions, &one)
 	}
-	c.requests = maps.Clone(k.requests)
+	c.requests, c.owed = maps.Clone(k.requests), slices.Clone(k.owed)
 	return &c
+}
+
+// role is what the role of this name lays down now.
+func (m *reference) role(name string) refRole {
+	r := m.roles[name]
+	r.claimable = m.hook.claims()
+	return r
 }
 
 // now is the time of the key: never below what was recorded.
@@ -205,7 +251,7 @@ func (v *refVersion) retire(at time.Time) {
 	if v.until.IsZero() || v.until.After(at) {
 		v.until = at
 	}
-	v.restorable = time.Time{}
+	v.restorable, v.handover = time.Time{}, false
 	if !v.activated.IsZero() && v.window > 0 && (v.expire.IsZero() || at.Before(v.expire)) {
 		v.restorable = soonest(at.Add(v.window), v.expire)
 	} else {
@@ -217,7 +263,7 @@ func (v *refVersion) end(state string, at time.Time) {
 	if v.ended.IsZero() || v.ended.After(at) {
 		v.ended = at
 	}
-	v.state, v.readable, v.restorable = state, false, time.Time{}
+	v.state, v.readable, v.handover, v.restorable = state, false, false, time.Time{}
 	if v.until.After(at) {
 		v.until = at
 	}
@@ -279,7 +325,7 @@ func (k *refKey) makeRoom(now time.Time, r refRole, force bool) bool {
 }
 
 func (k *refKey) add(r refRole) *refVersion {
-	v := &refVersion{number: 1, state: "pending", readable: !r.secret}
+	v := &refVersion{number: 1, state: "pending", readable: !r.secret, handover: r.secret && r.claimable && !k.leased}
 	if len(k.versions) > 0 {
 		v.number = k.latest() + 1
 	}
@@ -292,14 +338,15 @@ func (k *refKey) activate(now time.Time, r refRole, v *refVersion) {
 		v.expire = now.Add(r.ttl)
 	}
 	*v = refVersion{
-		number: v.number, token: v.token, state: "active", readable: v.readable, activated: now, expire: v.expire, window: v.window,
+		number: v.number, token: v.token, state: "active", readable: v.readable, handover: v.handover, activated: now, expire: v.expire, window: v.window,
 		used: v.used, refused: v.refused, lastUsed: v.lastUsed,
 	}
 	k.dormant = false
+	k.owed = append(k.owed, v.number)
 }
 
-func (k *refKey) supersede(now time.Time, r refRole, v *refVersion, overlap time.Duration, narrowed []string) {
-	v.superseded, v.window, v.narrowed = now, r.rollback, narrowed
+func (k *refKey) supersede(now time.Time, r refRole, v *refVersion, by int, overlap time.Duration, narrowed []string) {
+	v.superseded, v.by, v.window, v.narrowed = now, by, r.rollback, narrowed
 	v.overlapEnds = now.Add(overlap)
 	v.until = v.overlapEnds
 	if k.leased {
@@ -322,7 +369,7 @@ func (k *refKey) supersede(now time.Time, r refRole, v *refVersion, overlap time
 func (k *refKey) promote(now time.Time, r refRole) {
 	v := k.in("pending")
 	if active := k.in("active"); active != nil {
-		k.supersede(now, r, active, v.plannedOverlap, v.plannedNarrowed)
+		k.supersede(now, r, active, v.number, v.plannedOverlap, v.plannedNarrowed)
 	}
 	k.activate(now, r, v)
 }
@@ -366,7 +413,7 @@ func (k *refKey) overdue(t time.Time, r refRole) bool {
 }
 
 func (k *refKey) due(t time.Time, r refRole) bool {
-	return r.automatic() && !k.disabled && !k.dormant && !k.leased && (k.waits || k.overdue(t, r))
+	return r.automatic() && r.unattended() && !k.disabled && !k.dormant && !k.leased && (k.waits || k.overdue(t, r))
 }
 
 // rotation is what is asked of a rotation; nil follows the role.
@@ -413,7 +460,7 @@ func (k *refKey) rotate(t time.Time, r refRole, o rotation) (*refVersion, bool) 
 		}
 	} else {
 		if active != nil {
-			k.supersede(now, r, active, overlap, o.narrowed)
+			k.supersede(now, r, active, v.number, overlap, o.narrowed)
 		}
 		k.activate(now, r, v)
 	}
@@ -464,7 +511,7 @@ func (k *refKey) rollback(t time.Time, r refRole, number int, revokeNewer, force
 		return false
 	}
 	if former != nil && former.state == "active" {
-		k.supersede(now, r, former, r.overlap, nil)
+		k.supersede(now, r, former, target.number, r.overlap, nil)
 	}
 	k.activate(now, r, target)
 	k.rotated, k.waits = now, false
@@ -574,11 +621,13 @@ func (k *refKey) revoke(t time.Time, r refRole, number int, all, compromised, ro
 	return made, true
 }
 
-// tick does what is due, but for drains and automatic rotations.
+// tick does what is due, but for drains and automatic rotations. What can only be
+// claimed takes the place of no other version while nobody could claim it.
 func (k *refKey) tick(t time.Time, r refRole) {
 	now := k.now(t)
 	k.settle(now)
-	if v := k.in("pending"); v != nil && !k.disabled && !k.dormant && (k.in("active") == nil || !v.promoteAt.After(now)) {
+	if v := k.in("pending"); v != nil && !k.disabled && !k.dormant &&
+		(k.in("active") == nil || !v.promoteAt.After(now) && (!v.handover || r.claimable)) {
 		k.promote(now, r)
 	}
 	k.prune(now, r)
@@ -596,7 +645,8 @@ type refSpec struct {
 // create makes a key, or finds that the same import has made it before. It
 // tells whether that is allowed.
 func (m *reference) create(now time.Time, s refSpec) bool {
-	r, there := m.roles[s.role]
+	_, there := m.roles[s.role]
+	r := m.role(s.role)
 	if !there || slices.ContainsFunc(s.scopes, func(one string) bool { return !slices.Contains(r.scopes, one) }) {
 		return false
 	}
@@ -611,10 +661,8 @@ func (m *reference) create(now time.Time, s refSpec) bool {
 		recorded: now, rotated: now, requests: map[string]refRequest{},
 	}
 	k.activate(now, r, k.add(r))
-	k.versions[0].token = s.imported
-	if s.hashed {
-		k.versions[0].readable = false
-	}
+	first := k.versions[0]
+	first.token, first.readable, first.handover = s.imported, first.readable && !s.hashed, first.handover && s.imported == ""
 	m.imports = m.imports || s.imported != ""
 	m.keys[s.name] = k
 	return true
@@ -719,4 +767,86 @@ func (k *refKey) served(t time.Time) (int, *refVersion) {
 		return http.StatusNotFound, nil
 	}
 	return http.StatusOK, v
+}
+
+// tell has it told of k what versions have become active. Which of them can be
+// claimed, and for how long, is settled then; what only a claim was to hand over
+// is not kept any more.
+func (m *reference) tell(k *refKey) {
+	for _, number := range k.owed {
+		v, one := k.version(number), refClaim{id: k.id, version: number, life: wholeDay}
+		one.passed = v == nil || v.state != "active"
+		if !m.hook.wants() || !one.passed && !v.readable && !v.handover {
+			continue
+		}
+		one.handed = !one.passed && v.handover && m.hook.deliver == "claim"
+		var begun time.Time
+		for _, former := range k.versions {
+			if former.by == number && former.state == "retiring" && !former.superseded.Before(begun) {
+				begun, one.life = former.superseded, min(wholeDay, former.until.Sub(former.superseded))
+			}
+		}
+		m.claims = append(m.claims, one)
+	}
+	k.owed = nil
+	for _, v := range k.versions {
+		v.handover = v.handover && v.state == "pending"
+	}
+}
+
+// claim is the delivered claim of a code, or nil.
+func (m *reference) claim(code string) *refClaim {
+	for i := range m.claims {
+		if code != "" && m.claims[i].code == code {
+			return &m.claims[i]
+		}
+	}
+	return nil
+}
+
+// byID is the key with this id, or nil.
+func (m *reference) byID(id string) *refKey {
+	for _, k := range m.keys {
+		if k.id == id {
+			return k
+		}
+	}
+	return nil
+}
+
+// redeem is what claim answers to a code: a status, with the version that it
+// hands out, or why not. StatusAccepted stands for the refusal of a code that was
+// used before, which is told.
+func (m *reference) redeem(t time.Time, process int, code string) (status int, why string, k *refKey, v *refVersion) {
+	c := m.claim(code)
+	if c == nil {
+		return http.StatusBadRequest, "unknown", nil, nil
+	}
+	if k = m.byID(c.id); k != nil {
+		v = k.version(c.version)
+	}
+	switch {
+	case c.used:
+		why = "used before"
+	case k == nil:
+		why = "of a deleted key"
+	case !t.Before(c.expires):
+		why = "past its life"
+	case v == nil || !v.accepted(k.now(t)):
+		why = "of a version that has ended"
+	case !v.readable && !c.handed:
+		why = "of a version that is not stored"
+	}
+	switch lost := c.unsure != 0 && c.unsure != process; { // whoever redeemed it was not answered
+	case c.used, lost && why != "":
+		status = http.StatusAccepted
+	case lost:
+		status = undecided
+	case why != "":
+		return http.StatusBadRequest, why, k, v
+	default:
+		status = http.StatusOK
+	}
+	c.used, c.reused = true, c.used
+	return status, why, k, v
 }

@@ -45,13 +45,16 @@ var modelRoles = []modelRole{
 	{object{"bound_cidrs": []any{"10.0.0.0/8"}}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, accepted: 3, keep: 4, ranges: []string{"10.0.0.0/8"}}},
 }
 
-// modelSecretRoles are those of the role t, whose keys are kept nowhere in the
-// clear. It never becomes another: whether a version is kept is decided when it
-// is made, and what is made of a pending one then is for tests of claims.
+// modelSecretRoles are those of the role t, whose keys are not kept. They rotate
+// by themselves where somebody claims them. It never becomes another: whether a
+// version is kept is decided when it is made, and what is made of a pending one
+// then is for tests of claims.
 var modelSecretRoles = []modelRole{
+	{object{"retrievable": false, "rotation_period": "24h"}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, period: 24 * time.Hour, accepted: 3, keep: 4, secret: true}},
 	{object{"retrievable": false}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, accepted: 3, keep: 4, secret: true}},
 	{object{"retrievable": false, "overlap_period": "0s", "rollback_window": 0, "max_accepted_versions": 2}, refRole{maxOverlap: 12 * time.Hour, accepted: 2, keep: 4, secret: true}},
 	{object{"retrievable": false, "activation_delay": "30m"}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, delay: 30 * time.Minute, accepted: 3, keep: 4, secret: true}},
+	{object{"retrievable": false, "rotation_period": "24h", "activation_delay": "30m"}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, delay: 30 * time.Minute, period: 24 * time.Hour, accepted: 3, keep: 4, secret: true}},
 }
 
 // modelRoleNames are the roles, and modelNames the keys.
@@ -115,6 +118,13 @@ type modelMachine struct {
 	requests int
 	// edge is a verifier elsewhere.
 	edge modelEdge
+	// inbox is the receiver of the webhook, of whose messages so many were read.
+	inbox *inbox
+	read  int
+	// process counts the starts of the engine.
+	process int
+	// seen is what all plays have come to.
+	seen *modelPaths
 }
 
 func newModelMachine(t *rapid.T, seen *modelPaths) *modelMachine {
@@ -123,6 +133,7 @@ func newModelMachine(t *rapid.T, seen *modelPaths) *modelMachine {
 		T: t, faulty: storetest.NewFaulty(memory), latest: epoch, loaded: epoch, wall: epoch,
 		ref:    &reference{roles: map[string]refRole{}, keys: map[string]*refKey{}, buried: map[string]bool{}},
 		leases: map[string]*logical.Secret{}, jobs: map[string]bool{}, rounds: map[string]int{}, stray: map[string]bool{}, calm: 24 * time.Hour,
+		inbox: newInbox(t), process: 1, seen: seen,
 	}
 	x.m = newMountOn(t, memory, x.faulty, clock.NewManual(epoch))
 	x.m.witness = seen.note
@@ -131,10 +142,14 @@ func newModelMachine(t *rapid.T, seen *modelPaths) *modelMachine {
 	for _, s := range modelImports {
 		x.tokens = append(x.tokens, x.m.secret(s))
 	}
+	for x.ref.hook == nil {
+		x.writeHook()
+	}
 	for _, role := range modelRoleNames {
 		x.writeRole(logical.UpdateOperation, role, rapid.IntRange(0, len(modelRolesOf(role))-1).Draw(t, "role"))
 	}
 	x.create("k0", "r", "")
+	x.create("k1", "t", "")
 	return x
 }
 
@@ -147,8 +162,8 @@ func (x *modelMachine) look() {
 	}
 }
 
-// still stops what works in the background, deliveries of webhooks too: these
-// stay in their outbox.
+// still stops what works in the background, deliveries of webhooks too: what is
+// to be delivered stays in its outbox, until deliver.
 func (x *modelMachine) still() {
 	x.m.still()
 	x.m.engineNow().watch.hooks.Stop()
@@ -173,11 +188,8 @@ func (x *modelMachine) attempt(what string, send func() *answer, predict func(re
 	crashed := x.begin()
 	a := send()
 	failed := x.end(crashed)
-	if want == undecided && a.status < 500 {
-		want = http.StatusOK
-		if a.status == http.StatusBadRequest {
-			want = a.status
-		}
+	if want == undecided && slices.Contains([]int{http.StatusOK, http.StatusAccepted, http.StatusBadRequest}, a.status) {
+		want = a.status
 	}
 	switch {
 	case a.status >= 500 && failed:
@@ -194,6 +206,7 @@ func (x *modelMachine) attempt(what string, send func() *answer, predict func(re
 		}
 	}
 	x.ref = after
+	x.tell(failed)
 	return a
 }
 
@@ -233,6 +246,7 @@ func (x *modelMachine) end(crash bool) (failed bool) {
 func (x *modelMachine) restart() {
 	x.m = x.m.reopen()
 	x.still()
+	x.process++
 	x.ref.imports = x.ref.imports || x.hasImports() // a write that failed may have been applied
 	x.loaded = x.now()
 	x.forgetful = true
@@ -273,7 +287,7 @@ func (x *modelMachine) verb(verb, name string, data object, do func(k *refKey, r
 		switch {
 		case k == nil:
 			return http.StatusNotFound
-		case !do(k, ref.roles[k.role]):
+		case !do(k, ref.role(k.role)):
 			return http.StatusBadRequest
 		}
 		return http.StatusOK
@@ -314,6 +328,10 @@ func (x *modelMachine) writeRole(op logical.Operation, name string, i int) {
 		if !there && op == logical.PatchOperation {
 			return http.StatusNotFound
 		}
+		unclaimed := kind.ref.secret && kind.ref.automatic() && !ref.hook.claims()
+		if unclaimed && !old.automatic() {
+			return http.StatusBadRequest
+		}
 		for _, k := range ref.keys {
 			k.waits = k.waits || there && k.role == name && k.overdue(now, old)
 		}
@@ -322,6 +340,9 @@ func (x *modelMachine) writeRole(op logical.Operation, name string, i int) {
 			r.scopes = []string{"a", "b"}
 		}
 		ref.roles[name] = r
+		if unclaimed {
+			return http.StatusOK // with a warning: its rotations wait
+		}
 		return http.StatusNoContent
 	})
 }
@@ -619,7 +640,7 @@ func (x *modelMachine) askJob(role string) {
 func (x *modelMachine) advance() {
 	now, to := x.now(), []time.Time{}
 	for _, k := range x.ref.keys {
-		if r := x.ref.roles[k.role]; r.automatic() {
+		if r := x.ref.role(k.role); r.automatic() {
 			for _, late := range []time.Duration{0, 2 * time.Minute} {
 				if t := r.next(k.rotated).Add(late); t.After(now) {
 					to = append(to, t)
@@ -633,6 +654,13 @@ func (x *modelMachine) advance() {
 						to = append(to, t.Add(by))
 					}
 				}
+			}
+		}
+	}
+	for _, c := range x.ref.claims {
+		for _, by := range []time.Duration{-time.Millisecond, 0} {
+			if t := c.expires.Add(by); t.After(now) && !c.used {
+				to = append(to, t)
 			}
 		}
 	}
@@ -697,6 +725,9 @@ func (x *modelMachine) tick() {
 		if err == nil {
 			err = e.watch.flush(x.Context())
 		}
+		if err == nil {
+			err = e.watch.endClaims(x.Context())
+		}
 	}
 	failed := x.end(crash)
 	switch {
@@ -711,8 +742,8 @@ func (x *modelMachine) tick() {
 	case err == nil && !suspended:
 		x.jobs = map[string]bool{}
 	}
-	x.m.tell()
 	x.follow(!suspended, err == nil && !suspended, running)
+	x.tell(failed)
 }
 
 // follow brings the model up with what happened by itself, all of which must
@@ -728,10 +759,14 @@ func (x *modelMachine) follow(may, done bool, running map[string]bool) {
 			}
 			x.Fatalf("%s is gone", name)
 		}
+		r := x.ref.role(k.role)
+		if may {
+			x.putOff(name, k, stored, r)
+		}
 		if !may || x.differs(k, stored) == "" {
 			continue
 		}
-		next, r := k.clone(), x.ref.roles[k.role]
+		next := k.clone()
 		next.tick(x.now(), r)
 		x.drained(next, stored)
 		x.rotations(name, next, stored, r, running[k.role], done)
@@ -743,12 +778,32 @@ func (x *modelMachine) follow(may, done bool, running map[string]bool) {
 	for name, k := range x.ref.keys {
 		k.waits = k.waits && !done
 		// Where storage has failed, a rotation may have been taken for another one.
-		if done && !x.failed && running[k.role] && !x.ref.roles[k.role].secret && !k.leased && !k.disabled && !k.dormant && k.in("pending") == nil && k.job != x.rounds[k.role] {
+		if done && !x.failed && running[k.role] && x.ref.role(k.role).unattended() && !k.leased && !k.disabled && !k.dormant && k.in("pending") == nil && k.job != x.rounds[k.role] {
 			x.Fatalf("at %s the rotation of role %s has finished and left %s out", stamp(x.now()), k.role, name)
 		}
 	}
 	if done && x.calm > 4*time.Hour {
 		x.nothingOverdue()
+	}
+}
+
+// putOff follows a promotion that waits another hour because nobody could claim
+// what becomes active.
+func (x *modelMachine) putOff(name string, k *refKey, stored object, r refRole) {
+	v := k.in("pending")
+	if v == nil {
+		return
+	}
+	for _, shown := range versions(x, stored) {
+		if number(x, shown[fieldVersion]) != v.number || shown["promote_time"] == nil {
+			continue
+		}
+		later := k.now(x.now()).Add(time.Hour)
+		if at := moment(x, shown["promote_time"]); at.Equal(later) && !at.Equal(v.promoteAt) && v.handover && !r.claimable {
+			v.promoteAt = later
+		} else if !at.Equal(v.promoteAt) {
+			x.Fatalf("at %s version %d of %s is to be promoted at %s, the model says %s", stamp(x.now()), v.number, name, stamp(at), stamp(v.promoteAt))
+		}
 	}
 }
 
@@ -776,15 +831,15 @@ func (x *modelMachine) drained(k *refKey, stored object) {
 
 // rotations follows what a key was rotated by itself since the tick before:
 // once where it was due, and once by a rotation of its role that was under way
-// and had not rotated it before. A rotation of a role of which no key is kept
-// fails: nobody would get the new one. Where either may explain a rotation, it is
-// that of the role if that has finished.
+// and had not rotated it before. Where no key is kept neither happens while nobody
+// could claim the new one. Where either may explain a rotation, it is that of the
+// role if that has finished.
 func (x *modelMachine) rotations(name string, k *refKey, stored object, r refRole, running, done bool) {
 	latest := number(x, versions(x, stored)[0][fieldVersion])
 	if latest == k.latest() {
 		return
 	}
-	due, job := k.due(x.now(), r), running && k.job != x.rounds[k.role] && !r.secret
+	due, job := k.due(x.now(), r), running && k.job != x.rounds[k.role] && r.unattended()
 	why := "neither is so"
 	for _, way := range []struct{ due, job bool }{{due: !done, job: done}, {due: done, job: !done}, {due: true, job: true}} {
 		if way.due && !due || way.job && !job {
@@ -1185,8 +1240,17 @@ func playModel(x *modelMachine) {
 		"create": one(x.createSome, x.createSome, x.importBatch), "change a key": one(x.toggle, x.rescope, x.update, x.remove),
 		"change a role": one(x.changeRole, x.changeRole, x.writeRoleBadly, x.removeRole), "rotate a role": x.rotateRole,
 		"use": one(x.confirm, x.report), "lease": one(x.lease, x.rotateLease, x.renewLease, x.endLease, x.treatLease),
-		"settings": one(x.configure, x.writeHook, x.writeHook, x.writeHook, x.removeHook, x.testHook, x.claim),
-		"advance":  x.advance, "pass": pass, "pass again": pass, "leap": x.leap, "restart": x.reload, "break storage": x.breakStorage, "tick": x.tick,
+		"settings": one(x.writeHook, x.configure, x.removeHook, x.testHook, x.writeHook),
+		"claim": one(func() {
+			one(x.rotate, pass)()
+			x.deliver()
+			x.redeem()
+		}, func() {
+			x.deliver()
+			one(verb, x.reload, x.remove, x.advance)()
+			x.redeem()
+		}, x.redeem, x.redeem),
+		"advance": x.advance, "pass": pass, "pass again": pass, "leap": x.leap, "restart": x.reload, "break storage": x.breakStorage, "tick": x.tick,
 	} {
 		actions[name] = func(*rapid.T) { do() }
 	}
