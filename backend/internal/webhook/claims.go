@@ -350,15 +350,16 @@ func (c *Claims) find(ctx context.Context, path claimPath) (entry *claimEntry, w
 	case entry == nil:
 		return nil, false, ErrClaim
 	case !entry.Redeemed.IsZero():
-		if mine, ok := c.unsure.Get(path.digest); ok && mine.mark == entry.Redemption {
-			entry.Sealed = mine.sealed
-			return entry, true, nil
+		mine, ok := c.unsure.Get(path.digest)
+		if !ok || mine.mark != entry.Redemption {
+			return entry, false, ErrClaimReused
 		}
-		return entry, false, ErrClaimReused
-	case !c.clock.Now().Before(entry.Expires):
+		entry.Sealed, written = mine.sealed, true
+	}
+	if !c.clock.Now().Before(entry.Expires) {
 		return nil, false, ErrClaim
 	}
-	return entry, false, nil
+	return entry, written, nil
 }
 
 // Sweep removes the keys of claims whose life is over, and forgets claims a

@@ -217,6 +217,30 @@ func TestARedemptionThatFailedDoesNotCount(t *testing.T) {
 	}
 }
 
+// TestARedemptionThatFailedIsTriedAgainInItsLife, and not after it, though what
+// failed was stored.
+func TestARedemptionThatFailedIsTriedAgainInItsLife(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	code, expires := offered(t, r, time.Hour)
+	r.faulty.Inject(storetest.Fault{At: 1, Applied: true, Only: func(op storetest.Op) bool { return strings.HasPrefix(op.String(), "put claim/") }})
+	if _, err := r.redeem.Redeem(t.Context(), code); !errors.Is(err, storetest.ErrInjected) {
+		t.Fatalf("a redemption whose write fails: %v", err)
+	}
+	r.faulty.Heal()
+	r.clock.Advance(expires.Sub(r.clock.Now()))
+	if _, err := r.redeem.Peek(t.Context(), code); !errors.Is(err, ErrClaim) {
+		t.Errorf("past its life: %v", err)
+	}
+	if _, err := r.redeem.Redeem(t.Context(), code); !errors.Is(err, ErrClaim) {
+		t.Errorf("redeemed past its life: %v", err)
+	}
+	r.clock.Leap(-time.Minute)
+	if _, err := r.redeem.Redeem(t.Context(), code); err != nil {
+		t.Errorf("in its life: %v", err)
+	}
+}
+
 // Whether the redemption was written before a crash or not, a code is never
 // redeemed twice.
 func TestNoClaimIsRedeemedTwiceThroughACrash(t *testing.T) {
