@@ -1247,7 +1247,7 @@ func playModel(x *modelMachine) {
 			x.redeem()
 		}, func() {
 			x.deliver()
-			one(verb, x.reload, x.remove, x.advance)()
+			one(verb, x.reload, x.breakStorage, x.breakStorage, x.remove, x.advance)()
 			x.redeem()
 		}, x.redeem, x.redeem),
 		"advance": x.advance, "pass": pass, "pass again": pass, "leap": x.leap, "restart": x.reload, "break storage": x.breakStorage, "tick": x.tick,
