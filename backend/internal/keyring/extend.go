@@ -67,6 +67,49 @@ func (k *Key) Extend(c Cause, p Policy, version int, by time.Duration) (*Key, er
 	return n, nil
 }
 
+// storeSlack is how long it may take to store a transition before the overlap
+// that it began is made longer by that.
+const storeSlack = time.Second
+
+// Stored moves the ends of the overlaps that k has begun or extended since prev, where
+// to store k took until now: a client may have been given the former version
+// up to this moment, and has the whole overlap from then on. They are never
+// moved past the age of a version, or the longest life of its lease. It tells
+// whether there was any: then k is to be stored again.
+func (k *Key) Stored(prev *Key, now time.Time) bool {
+	late := now.Sub(k.Recorded)
+	if prev == nil || late < storeSlack {
+		return false
+	}
+	moved := false
+	owes := len(k.Owed) > 0
+	for i := range k.Versions {
+		v := &k.Versions[i]
+		before, _ := prev.Version(v.Number)
+		if v.State != StateRetiring || before.State == StateRetiring && before.AcceptedUntil.Equal(v.AcceptedUntil) && before.OverlapEnds.Equal(v.OverlapEnds) {
+			continue
+		}
+		end := earlier(v.AcceptedUntil.Add(late), v.ExpireTime)
+		if k.Leased() {
+			end = earlier(v.AcceptedUntil.Add(late), k.Lease.MaxExpireTime)
+		}
+		if !end.After(v.AcceptedUntil) {
+			continue
+		}
+		v.AcceptedUntil, v.OverlapEnds = end, earlier(v.OverlapEnds.Add(late), end)
+		k.Record(Cause{Now: now}, EventOverlapExtended, v.Number, fmt.Sprintf("it took %s to store; accepted until %s", late, formatTime(end)))
+		moved = true
+	}
+	if !moved {
+		return false
+	}
+	k.Recorded = now
+	if !owes { // nobody is to be told of anything
+		k.ForgetOwed()
+	}
+	return true
+}
+
 // DrainVerdict says whether a version is still in use.
 type DrainVerdict struct {
 	Drained bool

@@ -130,8 +130,9 @@ func (s *Store) CreateKey(ctx context.Context, k *keyring.Key, due time.Time) er
 }
 
 // CommitKey files next in the due index under due (zero for nothing due) and
-// writes it in place of prev. The caller holds the key's lock. After an error
-// either state may be stored, and the next load finds out which.
+// writes it in place of prev; once more where that took so long that an overlap
+// which begins with it would be cut short. The caller holds the key's lock. After
+// an error either state may be stored, and the next load finds out which.
 func (s *Store) CommitKey(ctx context.Context, prev, next *keyring.Key, due time.Time) error {
 	ctx, cancel, err := detach(ctx)
 	if err != nil {
@@ -154,7 +155,12 @@ func (s *Store) CommitKey(ctx context.Context, prev, next *keyring.Key, due time
 		}
 	}
 	write := s.keys.writing(next.ID)
-	if err := s.put(ctx, keyPrefix+next.ID, next); err != nil {
+	err = s.put(ctx, keyPrefix+next.ID, next)
+	if err == nil && next.Stored(prev, s.Now()) {
+		// Until it is stored with the overlap that was asked for, prev is answered.
+		err = s.put(ctx, keyPrefix+next.ID, next)
+	}
+	if err != nil {
 		write.done(err)
 		return fmt.Errorf("store %s: %w", next.Label(), err)
 	}
