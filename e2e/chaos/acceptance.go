@@ -45,6 +45,7 @@ func (r *Report) shortfalls(s Size) []string {
 	least(r.Compared, 1, "histories compared")
 	least(r.Fetches, 1, "keys read by clients")
 	least(r.InTime, 1, "uses of a key in its time")
+	least(r.Deleted, 1, "keys that were made and deleted")
 	if r.BadMessages > 0 {
 		found = append(found, fmt.Sprintf("%d messages with a wrong signature or form", r.BadMessages))
 	}
@@ -54,6 +55,7 @@ func (r *Report) shortfalls(s Size) []string {
 		least(r.Verifications(), 1_000_000, "verifications")
 		least(r.Rotations, 5_000, "rotations")
 		least(int(r.Jobs), 3, "bulk jobs")
+		least(r.Deleted, 100, "keys that were made and deleted")
 		struck := map[string]int{}
 		for _, strike := range r.Strikes {
 			struck[strike.Fault]++

@@ -17,7 +17,7 @@ import (
 
 // full is a report of a run that has reached all.
 func full() *Report {
-	r := &Report{Usable: []string{"flood", "fire"}, Events: 1, Compared: 1, Jobs: 3}
+	r := &Report{Usable: []string{"flood", "fire"}, Events: 1, Compared: 1, Jobs: 3, Deleted: 100}
 	for i := range 100 {
 		r.Strikes = append(r.Strikes, Strike{Fault: r.Usable[i%2]})
 	}
@@ -47,6 +47,7 @@ func TestARunHasToReachWhatItIsFor(t *testing.T) {
 		"too few verifications":      {all, func(r *Report) { r.Classes["edge"].Verifications-- }, "999999 verifications"},
 		"too few rotations":          {all, func(r *Report) { r.Rotations-- }, "4999 rotations"},
 		"too few jobs":               {all, func(r *Report) { r.Jobs-- }, "2 bulk jobs"},
+		"too few keys that go":       {all, func(r *Report) { r.Deleted-- }, "99 keys that were made and deleted"},
 		"a message that is wrong":    {Size{Time: time.Minute}, func(r *Report) { r.BadMessages = 1 }, "1 messages"},
 		"no client kept to its ttl":  {Size{Time: time.Minute}, func(r *Report) { r.InTime = 0 }, "uses of a key in its time"},
 		"Vault loses too much":       {all, func(r *Report) { r.Classes["Vault"].Errors += 2 }, "Vault could not tell for 125001"},

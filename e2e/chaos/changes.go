@@ -412,7 +412,7 @@ func (w *world) leases(ctx context.Context) {
 		w.noteToken(k, 1, made.APIKey)
 		w.oracle.Born(k.name, 1, a.sent, a.answered)
 		w.leased.Add(1)
-		w.fleet.join(k)
+		w.fleet.join(k, leftover)
 		pause(ctx, 2*time.Second+rand.N(10*time.Second))
 		op := w.oracle.Begin(k.name, now(), oracle.Intent{Ends: []int{1}})
 		gone, _ := w.calls.until(ctx, mutateTimeout, http.MethodPost, "sys/leases/revoke", fields{"lease_id": made.LeaseID, "sync": true})

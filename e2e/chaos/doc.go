@@ -6,8 +6,8 @@
 // Three Vaults on Raft run the plugin, each in a network namespace or behind
 // proxies, and on a disk of its own where the machine allows. Clients fetch and use keys,
 // operators rotate, roll back, extend, retire, revoke and disable them, jobs
-// rotate whole roles, the schedule rotates others; a webhook receiver is told of
-// it all. Verifiers check every use: Vault itself, through any node, and
+// rotate whole roles, the schedule rotates others, and keys are made, imported and
+// deleted; a webhook receiver is told of it all. Verifiers check every use: Vault itself, through any node, and
 // sdk/verifier at the edge. Meanwhile one fault after the other strikes, is
 // healed, and there is time to recover. Package oracle judges every answer.
 //

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,9 +66,7 @@ type fleet struct {
 func newFleet(w *world) *fleet {
 	f := &fleet{w: w, fetches: make(chan *client, 4096)}
 	for _, k := range w.keys {
-		for kind := range kinds {
-			f.add(kind, k)
-		}
+		f.join(k, agentLike, sdkLike, stubborn, leftover)
 	}
 	return f
 }
@@ -79,19 +78,17 @@ func (f *fleet) add(kind kind, k *key) {
 	f.clients = append(f.clients, &client{kind: kind, key: k, version: version, token: k.token(version)})
 }
 
-// join adds a client of a leased key, leave removes it.
-func (f *fleet) join(k *key) { f.add(leftover, k) }
+// join adds clients of a key, leave removes them.
+func (f *fleet) join(k *key, kinds ...kind) {
+	for _, kind := range kinds {
+		f.add(kind, k)
+	}
+}
 
 func (f *fleet) leave(k *key) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for i, c := range f.clients {
-		if c.key == k {
-			f.clients[i] = f.clients[len(f.clients)-1]
-			f.clients = f.clients[:len(f.clients)-1]
-			return
-		}
-	}
+	f.clients = slices.DeleteFunc(f.clients, func(c *client) bool { return c.key == k })
 }
 
 // use is a key that a client presents. A client that behaves has fetched it,
@@ -151,7 +148,7 @@ func (f *fleet) present(c *client) use {
 // fetch has the key of a client read; its lock is held. Imported keys by their
 // token can be read too.
 func (f *fleet) fetch(c *client) {
-	if c.fetching || c.key.role == roleLeased {
+	if c.fetching || c.key.role == roleLeased || c.key.gone.Load() {
 		return
 	}
 	c.fetching = true
@@ -180,7 +177,7 @@ func (f *fleet) read(ctx context.Context, c *client) {
 	a := f.w.calls.call(ctx, verifyTimeout, http.MethodGet, mount+"/static-creds/"+c.key.name, nil)
 	var got newVersion
 	err := a.decode(&got)
-	if err == nil || a.status == http.StatusNotFound && a.refused() {
+	if err == nil || a.status == http.StatusNotFound && a.refused() && !c.key.gone.Load() {
 		f.w.oracle.Fetched(oracle.Fetch{Key: c.key.name, Version: got.Version, Sent: a.sent, Answered: a.answered, Late: f.w.late(a.sent, a.answered)})
 	}
 	if err == nil && (got.APIKey == "" || got.TTL < 1) {

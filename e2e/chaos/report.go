@@ -34,6 +34,9 @@ type Report struct {
 	Clients map[string]Uses `json:"clients"`
 	Leased  int64           `json:"leased_keys"`
 	Jobs    int64           `json:"bulk_jobs"`
+	// Deleted are the keys that came and went meanwhile, and whose events were
+	// all looked for.
+	Deleted int `json:"deleted_keys"`
 	// Events were delivered, Repeated more than once; BadMessages had a wrong
 	// signature or form.
 	Events      int `json:"events"`
@@ -152,7 +155,7 @@ func (r *Report) Markdown() string {
 		line("| %s | %d | %d |", name, r.Clients[name].Uses, r.Clients[name].Refused)
 	}
 
-	line("\n## Events\n\n%d events were delivered, %d of them more than once, %d with a wrong signature or form. The histories of %d keys were compared with them.", r.Events, r.Repeated, r.BadMessages, r.Compared)
+	line("\n## Events\n\n%d events were delivered, %d of them more than once, %d with a wrong signature or form. The histories of %d keys were compared with them, and %d keys that were made and deleted meanwhile were told of from beginning to end.", r.Events, r.Repeated, r.BadMessages, r.Compared, r.Deleted)
 	line("\n## Snapshot\n\n%s", r.Snapshot)
 	if len(r.Edges) > 0 {
 		line("\n## Verifiers at the edge\n")

@@ -23,6 +23,7 @@ const (
 	askers   = 6
 	batch    = 60
 	edges    = 2
+	lives    = 3
 )
 
 // Run starts a cluster, tortures it, and reports what was seen. It fails the
@@ -153,6 +154,9 @@ func (w *world) goOn(parent context.Context, all *sync.WaitGroup) (stop func()) 
 	background, endBackground := context.WithCancel(parent)
 	using.Go(func() { w.bulk(background) })
 	using.Go(func() { w.leases(background) })
+	for i := range lives {
+		using.Go(func() { w.lives(background, w.rng(uint64(400+i)), fmt.Sprintf("life-%d", i)) })
+	}
 	using.Go(func() {
 		for keys := w.of(roleScheduled); background.Err() == nil && len(keys) > 0; {
 			w.watch(background, keys, time.Minute)
@@ -185,6 +189,7 @@ func (w *world) goOn(parent context.Context, all *sync.WaitGroup) (stop func()) 
 // lastLook reads every key, and compares its history with what the receiver
 // was told.
 func (w *world) lastLook(ctx context.Context, r *Report) {
+	w.keys = append(w.keys, w.living...)
 	for _, k := range w.keys {
 		if _, err := w.observe(ctx, k); err != nil {
 			w.t.Errorf("the last look: %v", err)
@@ -231,6 +236,11 @@ func (w *world) lastLook(ctx context.Context, r *Report) {
 		w.oracle.Add(problems...)
 		r.Compared++
 	}
+	for len(w.untold()) > 0 && time.Now().Before(deadline) {
+		pause(ctx, 500*time.Millisecond)
+	}
+	w.oracle.Add(w.untold()...)
+	r.Deleted = len(w.deleted)
 	w.explain(ctx)
 }
 

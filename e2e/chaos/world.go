@@ -91,13 +91,16 @@ type world struct {
 	mu      sync.Mutex
 	spells  spells
 	strikes []Strike
+	// living are keys that came after the beginning, and deleted those that went.
+	living, deleted []*key
 }
 
 // key is a key of the engine.
 type key struct {
 	name, id string
 	role     string
-	busy     sync.Mutex // who changes it
+	busy     sync.Mutex  // who changes it
+	gone     atomic.Bool // it is about to be deleted
 
 	mu      sync.Mutex
 	tokens  map[int]string

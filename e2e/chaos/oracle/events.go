@@ -138,6 +138,27 @@ func (e *Events) Compare(keyID string, history []Told, at time.Time) []Violation
 	return nil
 }
 
+// Life finds what is missing of what was told of a key that was made, had so many
+// versions, and was deleted. It is to be asked when the outbox is empty.
+func (e *Events) Life(keyID string, versions int, at time.Time) []Violation {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var got []Told
+	if k := e.keys[keyID]; k != nil {
+		got = k.events
+	}
+	made := 0
+	for _, what := range got {
+		if what.Type == "version.created" {
+			made++
+		}
+	}
+	if len(got) == 0 || got[0].Type != "key.created" || made != versions || lastType(got) != "key.deleted" {
+		return []Violation{{LostEvent, keyID, 0, at, fmt.Sprintf("it was made, and deleted with %d versions; %d events were told, of which %d are of new versions, and the last was %s", versions, len(got), made, lastType(got))}}
+	}
+	return nil
+}
+
 func lastType(events []Told) string {
 	if len(events) == 0 {
 		return "none"

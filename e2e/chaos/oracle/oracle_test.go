@@ -444,6 +444,30 @@ func TestEvents(t *testing.T) {
 	}
 }
 
+func TestTheEventsOfALife(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		told  []string
+		finds bool
+	}{
+		"all":              {[]string{"key.created", "version.created", "version.activated", "version.created", "key.deleted"}, false},
+		"none":             {nil, true},
+		"no beginning":     {[]string{"version.created", "version.created", "key.deleted"}, true},
+		"no end":           {[]string{"key.created", "version.created", "version.created"}, true},
+		"a version lost":   {[]string{"key.created", "version.created", "key.deleted"}, true},
+		"a version added":  {[]string{"key.created", "version.created", "version.created", "version.created", "key.deleted"}, true},
+		"more after death": {[]string{"key.created", "version.created", "version.created", "key.deleted", "version.first_used"}, true},
+	} {
+		e := &Events{}
+		for i, what := range test.told {
+			e.take(i+1, Told{what, at(float64(i))})
+		}
+		if got := e.Life("id", 2, at(9)); (len(got) > 0) != test.finds {
+			t.Errorf("%s: found %v", name, got)
+		}
+	}
+}
+
 func (e *Events) take(seq int, what Told) {
 	body, _ := json.Marshal(what)
 	e.Take("id", seq, what, body, at(9))
