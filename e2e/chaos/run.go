@@ -217,31 +217,42 @@ func (w *world) lastLook(ctx context.Context, r *Report) {
 		pause(ctx, 500*time.Millisecond)
 	}
 	w.oracle.Add(w.receiver.events.Wrong()...)
-	// After a crash the tick takes an event from its key to the outbox: within a
-	// minute or two.
-	deadline = time.Now().Add(3 * time.Minute)
+	w.compareEvents(ctx, r)
+	w.explain(ctx)
+}
+
+// compareEvents compares what was told of each key with its history. After a
+// crash the tick takes an event from its key to the outbox: within a minute or two.
+// Events still happen meanwhile, of uses that were counted before.
+func (w *world) compareEvents(ctx context.Context, r *Report) {
+	type look struct {
+		key     *key
+		told    int // when the history was about to be read
+		history []oracle.Told
+	}
+	var looks []look
 	for _, k := range w.keys {
-		var problems []oracle.Violation
-		for {
-			told, err := w.history(ctx, k)
-			if err != nil {
-				w.t.Errorf("the history of %s: %v", k.name, err)
-				break
-			}
-			if problems = w.receiver.events.Compare(k.id, told, now()); problems == nil || time.Now().After(deadline) {
-				break
-			}
+		told := w.receiver.events.Told(k.id)
+		history, err := w.history(ctx, k)
+		if err != nil {
+			w.t.Errorf("the history of %s: %v", k.name, err)
+			continue
+		}
+		looks = append(looks, look{k, told, history})
+	}
+	deadline := time.Now().Add(3 * time.Minute)
+	soon := func(problems func() []oracle.Violation) {
+		for len(problems()) > 0 && time.Now().Before(deadline) {
 			pause(ctx, 500*time.Millisecond)
 		}
-		w.oracle.Add(problems...)
+		w.oracle.Add(problems()...)
+	}
+	for _, l := range looks {
+		soon(func() []oracle.Violation { return w.receiver.events.Compare(l.key.id, l.history, l.told, now()) })
 		r.Compared++
 	}
-	for len(w.untold()) > 0 && time.Now().Before(deadline) {
-		pause(ctx, 500*time.Millisecond)
-	}
-	w.oracle.Add(w.untold()...)
+	soon(w.untold)
 	r.Deleted = len(w.deleted)
-	w.explain(ctx)
 }
 
 // explain shows what there is to know of keys with violations.

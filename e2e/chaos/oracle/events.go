@@ -110,32 +110,55 @@ func (e *Events) Wrong() []Violation {
 	return append([]Violation(nil), e.wrong...)
 }
 
-// Compare finds what is missing of a key's history, oldest first, among the
-// events that were told. It is to be asked when the outbox is empty.
-func (e *Events) Compare(keyID string, history []Told, at time.Time) []Violation {
+// Told is how many events of a key were told so far.
+func (e *Events) Told(keyID string) int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if k := e.keys[keyID]; k != nil {
+		return len(k.events)
+	}
+	return 0
+}
+
+// Compare finds what was not told of a key's history, oldest first, and what was
+// told that it does not have. told is how many events were told before the
+// history was read; those that came after it are not looked at.
+func (e *Events) Compare(keyID string, history []Told, told int, at time.Time) []Violation {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var got []Told
 	if k := e.keys[keyID]; k != nil {
 		got = k.events
 	}
-	lost := func(format string, args ...any) []Violation {
-		return []Violation{{LostEvent, keyID, 0, at, fmt.Sprintf(format, args...)}}
+	// The history begins at one of the events; a short one at the first.
+	first, last := max(0, told-len(history)), len(got)-len(history)
+	if len(history) < HistoryKept {
+		first, last = 0, min(0, last)
+		if told > len(history) {
+			return []Violation{{WrongEvent, keyID, 0, at, fmt.Sprintf("%d events were told, and the history has %d", told, len(history))}}
+		}
 	}
-	switch {
-	case len(got) < len(history):
-		return lost("%d of %d events were told; the last was %s", len(got), len(history), lastType(got))
-	case len(history) < HistoryKept && len(got) > len(history):
-		return []Violation{{WrongEvent, keyID, 0, at, fmt.Sprintf("%d events were told, and the history has %d", len(got), len(history))}}
-	}
-	for i, want := range history {
-		is := got[len(got)-len(history)+i]
-		if is.Type != want.Type || !is.Time.Equal(want.Time.Truncate(time.Millisecond)) {
-			return lost("event %d was told as %s of %s, and the history has %s of %s", len(got)-len(history)+i+1,
+	lost := fmt.Sprintf("%d events were told; the last was %s, and that of the history, of which %d are known, is %s", len(got), lastType(got), len(history), lastType(history))
+	for begin := first; begin <= last; begin++ {
+		i := 0
+		for i < len(history) && history[i].is(got[begin+i]) {
+			i++
+		}
+		if i == len(history) {
+			return nil
+		}
+		if begin == last {
+			is, want := got[begin+i], history[i]
+			lost = fmt.Sprintf("event %d was told as %s of %s, and the history has %s of %s", begin+i+1,
 				is.Type, is.Time.Format(time.RFC3339Nano), want.Type, want.Time.Format(time.RFC3339Nano))
 		}
 	}
-	return nil
+	return []Violation{{LostEvent, keyID, 0, at, lost}}
+}
+
+// is tells whether an event of a history was told as other, in milliseconds.
+func (t Told) is(other Told) bool {
+	return t.Type == other.Type && other.Time.Equal(t.Time.Truncate(time.Millisecond))
 }
 
 // Life finds what is missing of what was told of a key that was made, had so many

@@ -434,7 +434,7 @@ func TestEvents(t *testing.T) {
 			e := &Events{}
 			test.takes(e)
 			var got []Kind
-			for _, v := range append(e.Wrong(), e.Compare("id", test.history, at(9))...) {
+			for _, v := range append(e.Wrong(), e.Compare("id", test.history, e.Told("id"), at(9))...) {
 				got = append(got, v.Kind)
 			}
 			if !slices.Equal(got, test.finds) {
@@ -482,13 +482,45 @@ func TestAFullHistoryIsComparedWithTheEndOfWhatWasTold(t *testing.T) {
 		e.take(i+1, what)
 		history = append(history, what)
 	}
-	if got := e.Compare("id", history[20:], at(999)); got != nil {
-		t.Errorf("found %v", got)
-	}
-	if got := e.Compare("id", append(history[21:], Told{"version.retired", at(999)}), at(999)); len(got) != 1 {
-		t.Errorf("a lost event at the end: found %v", got)
+	next := Told{"version.retired", at(999)}
+	for name, test := range map[string]struct {
+		history []Told
+		told    int
+		finds   bool
+	}{
+		"all":                      {history[20:], HistoryKept + 20, false},
+		"one more is there":        {append(history[21:], next), HistoryKept + 20, true},
+		"told since it was read":   {history[10 : HistoryKept+10], HistoryKept + 10, false},
+		"two told since":           {history[:HistoryKept], HistoryKept - 2, false},
+		"told, and not there":      {history[10 : HistoryKept+10], HistoryKept + 11, true},
+		"another in the middle":    {append(append(slices.Clone(history[20:60]), next), history[61:]...), HistoryKept + 20, true},
+		"one in the middle is new": {append(append(slices.Clone(history[21:60]), next), history[60:]...), HistoryKept + 20, true},
+	} {
+		if got := e.Compare("id", test.history, test.told, at(999)); (len(got) > 0) != test.finds {
+			t.Errorf("%s: found %v", name, got)
+		}
 	}
 	if events, repeated := e.Count(); events != HistoryKept+20 || repeated != 0 {
 		t.Errorf("counted %d events, %d repetitions", events, repeated)
+	}
+}
+
+func TestAShortHistoryIsComparedFromTheBeginning(t *testing.T) {
+	t.Parallel()
+	e := &Events{}
+	a, b := Told{"key.created", at(1)}, Told{"version.created", at(2)}
+	e.take(1, a)
+	if got := e.Compare("id", []Told{a, b}, 1, at(9)); len(got) != 1 || got[0].Kind != LostEvent {
+		t.Errorf("before it was told: found %v", got)
+	}
+	e.take(2, b)
+	if got := e.Compare("id", []Told{a, b}, 1, at(9)); got != nil {
+		t.Errorf("after it was told: found %v", got)
+	}
+	if got := e.Compare("id", []Told{a}, 1, at(9)); got != nil {
+		t.Errorf("one that came since: found %v", got)
+	}
+	if got := e.Compare("id", []Told{b}, 1, at(9)); len(got) != 1 {
+		t.Errorf("another beginning: found %v", got)
 	}
 }
