@@ -33,6 +33,28 @@ func (m *mount) leased(a *answer) (string, string, *logical.Secret) {
 	return text(m.t, a.data["api_key"]), text(m.t, a.data["key_id"]), a.secret
 }
 
+// TestNobodyClaimsALeasedKey: whoever reads it is answered it, and a webhook that
+// hands over the keys of its role does not get it besides.
+func TestNobodyClaimsALeasedKey(t *testing.T) {
+	t.Parallel()
+	m, b := newMount(t), newInbox(t)
+	m.role(object{"ttl": "1h", "max_ttl": "3h"})
+	m.claimHook(b, nil)
+	_, id, _ := m.lease()
+	m.rotateLeased(id, nil)
+	m.key("named", nil)
+	m.tell()
+	for version := 1; version <= 2; version++ {
+		told := b.wait(t, "the activation of a leased version", func(p arrival) bool {
+			return p.data["key_id"] == id && p.data["version"] == float64(version)
+		})
+		if told.data["claim_code"] != nil || told.data["claim_expires"] != nil {
+			t.Errorf("version %d came with a code", version)
+		}
+	}
+	b.code(t, 1) // of the other key
+}
+
 func TestALeasedKeyLivesByItsLease(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)

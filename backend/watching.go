@@ -150,7 +150,8 @@ func hookEvent(k *keyring.Key, e keyring.Event) webhook.Event {
 	}
 	putTime(data, fieldOverlapEnds, v.OverlapEnds)
 	putTime(data, fieldAcceptedUntil, v.AcceptedUntil)
-	if e.Type == keyring.EventVersionActivated && len(v.Sealed)+len(v.Handover) > 0 {
+	// Who has a lease is answered the key: nobody else is to have it.
+	if e.Type == keyring.EventVersionActivated && !k.Leased() && len(v.Sealed)+len(v.Handover) > 0 {
 		event.Claim = &webhook.Offer{Version: v.Number, Overlap: overlapLeft(k, v.Number), Sealed: v.Handover}
 	}
 	return event
