@@ -5,6 +5,7 @@ package harness
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -156,6 +157,18 @@ func (s *Server) InstallPlugin(t testing.TB, name, version, path string) (comman
 		t.Fatalf("install plugin %s: %v", name, err)
 	}
 	return command
+}
+
+// installPluginsOf installs what another node has: the catalogue is one.
+func (s *Server) installPluginsOf(t testing.TB, other *Server) {
+	t.Helper()
+	programs, err := os.ReadDir(other.PluginDir)
+	for _, program := range programs {
+		err = errors.Join(err, copyProgram(filepath.Join(other.PluginDir, program.Name()), filepath.Join(s.PluginDir, program.Name())))
+	}
+	if err != nil {
+		t.Fatalf("install the plugins of %s: %v", other.Addr, err)
+	}
 }
 
 // copyProgram replaces to in one step: the old file may be running.

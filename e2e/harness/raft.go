@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/vault/api"
 )
@@ -31,7 +32,14 @@ type Cluster struct {
 // until something happens to it. All have the same root token and unseal key.
 func StartCluster(t testing.TB, n int, opts Options) *Cluster {
 	t.Helper()
-	first := StartRaft(t, opts)
+	return JoinCluster(t, StartRaft(t, opts), n, startTimeout, opts)
+}
+
+// JoinCluster makes a server of StartRaft the leader of a cluster of n, and
+// waits for so long until the others have all that it has, its plugins as well,
+// and vote.
+func JoinCluster(t testing.TB, first *Server, n int, patience time.Duration, opts Options) *Cluster {
+	t.Helper()
 	// Not by the client's own call: that one sends an Enterprise field.
 	_, err := first.Client.Logical().Write("sys/storage/raft/autopilot/configuration", map[string]any{
 		"server_stabilization_time": "1s",
@@ -42,12 +50,13 @@ func StartCluster(t testing.TB, n int, opts Options) *Cluster {
 	c := &Cluster{Nodes: []*Server{first}}
 	for i := 1; i < n; i++ {
 		s := startNode(t, opts, i, first.Addr)
+		s.installPluginsOf(t, first)
 		s.RootToken, s.UnsealKey = first.RootToken, first.UnsealKey
 		s.Client.SetToken(s.RootToken)
 		s.Unseal(t)
 		c.Nodes = append(c.Nodes, s)
 	}
-	Eventually(t, startTimeout, pollEvery, func() error {
+	Eventually(t, patience, pollEvery, func() error {
 		state, err := first.Client.Logical().Read("sys/storage/raft/configuration")
 		if err != nil {
 			return err

@@ -30,7 +30,7 @@ type load struct {
 
 func newLoad(t testing.TB, srv *harness.Server) *load {
 	l := &load{t: t, addr: srv.Addr, token: srv.RootToken, client: &http.Client{
-		Timeout: 15 * time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: connections, DisableCompression: true},
+		Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: connections, DisableCompression: true},
 	}}
 	t.Cleanup(l.client.CloseIdleConnections)
 	return l

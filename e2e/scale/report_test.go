@@ -68,6 +68,15 @@ func TestTheTimeOfAProcessIsItsOwn(t *testing.T) {
 	}
 }
 
+// TestTheMedianIsOfEachUnit: a round that others disturbed does not count, nor
+// does one in which there was less to do.
+func TestTheMedianIsOfEachUnit(t *testing.T) {
+	all := []cost{{10, 20 * time.Second, 30 * time.Second}, {10, 900 * time.Second, 900 * time.Second}, {1, time.Second, time.Second}}
+	if got, want := median(all), (Point{Seconds: 2, CPU: 3}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
 func TestTheReportSaysHowManyRolesThereWere(t *testing.T) {
 	r := &Report{Server: []Growth{measured(opStart, 1, 1)}}
 	add(&r.Peers, peerStartNoop, "start", Point{Keys: 1_000, Seconds: 1, Roles: 100})
