@@ -95,7 +95,7 @@ func (d *dueIndex) file(ctx context.Context, id string, due time.Time, filed int
 	defer cancel()
 	d.follow(now)
 	first := max(minuteOf(due), now.Unix()/60+1)
-	if d.stays(filed, first) {
+	if d.stays(filed, minuteOf(due), first) {
 		return filed, nil
 	}
 	minute, err := d.reserve(ctx, first)
@@ -134,12 +134,13 @@ func (d *dueIndex) follow(now time.Time) {
 	}
 }
 
-// stays tells whether what is filed at filed may stay there, where first is
-// the minute that it is wanted in: that one, or one that it spilled into.
-func (d *dueIndex) stays(filed, first int64) bool {
+// stays tells whether what is filed at filed may stay there, where it is due at
+// due and would be filed at first or where that spills: a key that is changed
+// again and again before the tick comes would never come up else.
+func (d *dueIndex) stays(filed, due, first int64) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if filed <= d.closed || filed < first {
+	if filed <= d.closed || filed < due {
 		return false
 	}
 	for minute := first; minute < filed; minute++ {

@@ -69,6 +69,22 @@ func TestEachKeyComesUpOnceInItsMinute(t *testing.T) {
 	}
 }
 
+// TestChangesDoNotPutOffWhatIsDue: each of them finds the minute of the key open,
+// and over.
+func TestChangesDoNotPutOffWhatIsDue(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	k := w.create("busy", minutes(5))
+	w.clock.Advance(5*time.Minute + 10*time.Second)
+	for range 3 {
+		k = w.commit(k, minutes(5))
+		w.clock.Advance(10 * time.Second)
+	}
+	w.expectTick("busy")
+	w.clock.Advance(time.Minute)
+	w.expectTick()
+}
+
 func TestIdleTicksCostNothing(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
