@@ -771,12 +771,12 @@ func (k *refKey) served(t time.Time) (int, *refVersion) {
 
 // tell has it told of k what versions have become active. Which of them can be
 // claimed, and for how long, is settled then; what only a claim was to hand over
-// is not kept any more.
+// is not kept any more. Leased keys are answered to who reads them, and to nobody else.
 func (m *reference) tell(k *refKey) {
 	for _, number := range k.owed {
 		v, one := k.version(number), refClaim{id: k.id, version: number, life: wholeDay}
 		one.passed = v == nil || v.state != "active"
-		if !m.hook.wants() || !one.passed && !v.readable && !v.handover {
+		if !m.hook.wants() || k.leased || !one.passed && !v.readable && !v.handover {
 			continue
 		}
 		one.handed = !one.passed && v.handover && m.hook.deliver == "claim"
