@@ -71,6 +71,10 @@ func (k *Key) Extend(c Cause, p Policy, version int, by time.Duration) (*Key, er
 // that it began is made longer by that.
 const storeSlack = time.Second
 
+// storeMost is the longest for which storing is believed to have taken: what looks
+// like more is a leap of the wall clock.
+const storeMost = time.Hour
+
 // Stored moves the ends of the overlaps that k has begun or extended since prev, where
 // to store k took until now: a client may have been given the former version
 // up to this moment, and has the whole overlap from then on. They are never
@@ -78,7 +82,7 @@ const storeSlack = time.Second
 // whether there was any: then k is to be stored again.
 func (k *Key) Stored(prev *Key, now time.Time) bool {
 	late := now.Sub(k.Recorded)
-	if prev == nil || late < storeSlack {
+	if prev == nil || late < storeSlack || late > storeMost {
 		return false
 	}
 	moved := false
@@ -86,18 +90,25 @@ func (k *Key) Stored(prev *Key, now time.Time) bool {
 	for i := range k.Versions {
 		v := &k.Versions[i]
 		before, _ := prev.Version(v.Number)
-		if v.State != StateRetiring || before.State == StateRetiring && before.AcceptedUntil.Equal(v.AcceptedUntil) && before.OverlapEnds.Equal(v.OverlapEnds) {
+		if v.State != StateRetiring {
 			continue
 		}
-		end := earlier(v.AcceptedUntil.Add(late), v.ExpireTime)
+		limit := v.ExpireTime
 		if k.Leased() {
-			end = earlier(v.AcceptedUntil.Add(late), k.Lease.MaxExpireTime)
+			limit = k.Lease.MaxExpireTime
 		}
-		if !end.After(v.AcceptedUntil) {
+		until, ends := v.AcceptedUntil, v.OverlapEnds
+		if before.State != StateRetiring || !before.AcceptedUntil.Equal(until) {
+			until = later(until, earlier(until.Add(late), limit))
+		}
+		if before.State != StateRetiring || !before.OverlapEnds.Equal(ends) {
+			ends = later(ends, earlier(ends.Add(late), until))
+		}
+		if until.Equal(v.AcceptedUntil) && ends.Equal(v.OverlapEnds) {
 			continue
 		}
-		v.AcceptedUntil, v.OverlapEnds = end, earlier(v.OverlapEnds.Add(late), end)
-		k.Record(Cause{Now: now}, EventOverlapExtended, v.Number, fmt.Sprintf("it took %s to store; accepted until %s", late, formatTime(end)))
+		v.AcceptedUntil, v.OverlapEnds = until, ends
+		k.Record(Cause{Now: now}, EventOverlapExtended, v.Number, fmt.Sprintf("it took %s to store; accepted until %s", late, formatTime(until)))
 		moved = true
 	}
 	if !moved {

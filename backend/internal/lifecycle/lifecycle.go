@@ -240,7 +240,7 @@ func (kp *Keeper) Update(ctx context.Context, id string, change Change) (before,
 	if after == before {
 		return before, before, r, nil
 	}
-	if after.Blocked != "" && !after.RotateAt.IsZero() && after.RotateAt.Equal(before.RotateAt) {
+	if after.Blocked != "" && after.RotateAt.After(now) && after.RotateAt.Equal(before.RotateAt) {
 		// What somebody did may have made room for the rotation that waits.
 		after.RotateAt = now
 	}

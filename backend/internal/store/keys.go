@@ -158,7 +158,10 @@ func (s *Store) CommitKey(ctx context.Context, prev, next *keyring.Key, due time
 	err = s.put(ctx, keyPrefix+next.ID, next)
 	if err == nil && next.Stored(prev, s.Now()) {
 		// Until it is stored with the overlap that was asked for, prev is answered.
-		err = s.put(ctx, keyPrefix+next.ID, next)
+		// It has the time of a write of its own: the change is made already.
+		again, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
+		err = s.put(again, keyPrefix+next.ID, next)
+		cancel()
 	}
 	if err != nil {
 		write.done(err)
