@@ -53,7 +53,7 @@ func JoinCluster(t testing.TB, first *Server, n int, patience time.Duration, opt
 		s.installPluginsOf(t, first)
 		s.RootToken, s.UnsealKey = first.RootToken, first.UnsealKey
 		s.Client.SetToken(s.RootToken)
-		s.Unseal(t)
+		s.unseal(t, patience)
 		c.Nodes = append(c.Nodes, s)
 	}
 	Eventually(t, patience, pollEvery, func() error {
@@ -205,8 +205,14 @@ func (s *Server) Seal(t testing.TB) {
 // more, and so the node goes on as a second leader until it is restarted.
 func (s *Server) Unseal(t testing.TB) {
 	t.Helper()
+	s.unseal(t, startTimeout)
+}
+
+// unseal has patience with a node that has to be sent a large snapshot first.
+func (s *Server) unseal(t testing.TB, patience time.Duration) {
+	t.Helper()
 	ask := func() (*api.SealStatusResponse, error) { return s.Client.Sys().Unseal(s.UnsealKey) }
-	Eventually(t, startTimeout, pollEvery, func() error {
+	Eventually(t, patience, pollEvery, func() error {
 		status, err := ask()
 		if err != nil {
 			return fmt.Errorf("unseal %s: %w", s.Addr, err)
@@ -217,7 +223,7 @@ func (s *Server) Unseal(t testing.TB) {
 		}
 		return nil
 	})
-	Eventually(t, startTimeout, pollEvery, func() error {
+	Eventually(t, patience, pollEvery, func() error {
 		if err := s.health(healthActive, healthStandby, healthPerfStandby); err != nil {
 			return err
 		}

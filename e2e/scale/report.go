@@ -3,6 +3,7 @@
 package scale
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -81,6 +82,7 @@ func add(all *[]Growth, operation, unit string, p Point) *Growth {
 	}
 	g := &(*all)[i]
 	g.Points = append(g.Points, p)
+	slices.SortFunc(g.Points, func(a, b Point) int { return cmp.Compare(a.Keys, b.Keys) })
 	return g
 }
 

@@ -61,18 +61,26 @@ func TestScale(t *testing.T) {
 		}
 	}
 	most := largest(t)
-	// Each number of keys has a server of its own, and the peers are on it.
-	for _, n := range []int{most / 100, most / 10, most} {
-		if n < 1_000 && n != most {
-			continue
-		}
-		measure(t, r, n)
-		// After each, because all of them take hours.
+	write := func() { // after each, because all of them take hours
 		if dir := os.Getenv("SCALE_REPORT"); dir != "" {
 			if err := r.write(dir); err != nil {
 				t.Errorf("write the report: %v", err)
 			}
 		}
+	}
+	// Each number of keys has a server of its own, and the peers are on it. While
+	// the keys of one become due it is sealed, and the next one is measured.
+	var rest []func()
+	for _, n := range []int{most, most / 10, most / 100} {
+		if n < 1_000 && n != most {
+			continue
+		}
+		rest = append(rest, measure(t, r, n))
+		write()
+	}
+	for _, finish := range rest {
+		finish()
+		write()
 	}
 	t.Logf("\n%s", r.Markdown())
 	if most >= 100_000 { // fewer keys are measured for too short a time
@@ -90,8 +98,12 @@ func TestScale(t *testing.T) {
 // patience is how long something may take that 1,000,000 keys have to be moved for.
 const patience = time.Hour
 
-// measure measures everything on a server with n keys.
-func measure(t *testing.T, r *Report, n int) {
+// manyDue is how many keys are due at once where there are as many.
+const manyDue = 100_000
+
+// measure measures most things on a server with n keys. What it returns measures
+// the rest.
+func measure(t *testing.T, r *Report, n int) (finish func()) {
 	t.Helper()
 	opts := harness.Options{
 		LogLevel: "info",
@@ -99,7 +111,6 @@ func measure(t *testing.T, r *Report, n int) {
 		Config: "default_max_request_duration = \"2h\"\n",
 	}
 	srv := harness.StartRaft(t, opts)
-	defer srv.Kill(t) // the next one has the machine for itself
 	plugin := harness.Plugin(t, harness.PluginOptions{Version: "v0.1.0", Commit: "scale"})
 	srv.RegisterPlugin(t, harness.PluginName, plugin.Version, plugin.Path, plugin.SHA256)
 	srv.EnableEngine(t, "apikeys", harness.PluginName, plugin.Version)
@@ -107,11 +118,9 @@ func measure(t *testing.T, r *Report, n int) {
 	l.must(http.MethodPost, "apikeys/roles/partner", fields{"rotation_period": "720h", "rotation_jitter": 20})
 	m := &meter{load: l, nodes: []*harness.Server{srv}, r: r, keys: n}
 
-	m.measure(opImport, "key", 1, n, func(int) { l.importKeys("partner", "client", n) })
-	m.last().MiB = m.resident()
+	m.memory(m.measure(opImport, "key", 1, n, func(int) { l.importKeys("partner", "client", n) }))
 
-	m.measure(opStart, "start", 5, 1, func(int) { m.restartPlugin() })
-	m.last().MiB = m.resident()
+	m.memory(m.measure(opStart, "start", 5, 1, func(int) { m.restartPlugin() }))
 	m.measure("seal, unseal, first verify", "time", 3, 1, func(int) {
 		srv.Seal(t)
 		srv.Unseal(t)
@@ -124,10 +133,7 @@ func measure(t *testing.T, r *Report, n int) {
 	if n < 10_000 { // a test waits for one
 		minutes = 1
 	}
-	m.due("due0", opDue, min(1_000, n/3), minutes)
-	if n >= 100_000 {
-		m.due("due1", "tick, 100,000 keys due", 100_000, 1)
-	}
+	m.due(min(1_000, n/3), minutes)
 
 	const some = 1_000
 	keys := make([]string, some)
@@ -160,7 +166,23 @@ func measure(t *testing.T, r *Report, n int) {
 	} else {
 		r.Missing = append(r.Missing, fmt.Sprintf("other engines at %s keys, by SCALE_PEERS", number(n)))
 	}
-	m.failOver(opts)
+	end := func() { // the next number of keys has the machine for itself
+		m.failOver(opts)
+		srv.Kill(t)
+	}
+	if n < manyDue {
+		end()
+		return func() {}
+	}
+	ready := m.becomeDue(manyDue)
+	srv.Seal(t)
+	return func() {
+		time.Sleep(time.Until(ready))
+		srv.Unseal(t)
+		l.untilAnswered()
+		m.sweepDue("tick, 100,000 keys due", manyDue, 1, func() {})
+		end()
+	}
 }
 
 // meter measures what a cluster with so many keys does.
@@ -213,15 +235,14 @@ func (m *meter) note(operation, unit string, all []cost) *Growth {
 	return add(&m.r.Server, operation, unit, p)
 }
 
-// last is the point that was noted last, of an operation that was new.
-func (m *meter) last() *Point {
-	var last *Point
-	for i := range m.r.Server {
-		if p := &m.r.Server[i].Points[len(m.r.Server[i].Points)-1]; p.Keys == m.keys {
-			last = p
+// memory notes how much the plugin takes now, after what g has measured.
+func (m *meter) memory(g *Growth) {
+	m.t.Helper()
+	for i := range g.Points {
+		if g.Points[i].Keys == m.keys {
+			g.Points[i].MiB = m.resident()
 		}
 	}
-	return last
 }
 
 // pids are the processes of the plugin, of all nodes.
@@ -344,34 +365,55 @@ func (m *meter) failOver(opts harness.Options) {
 }
 
 // due measures sweeps for which so many keys are due at once, in so many
-// minutes. The plugin's own tick may take some of them: so the cost is divided by
-// what the sweep took.
-func (m *meter) due(prefix, operation string, n, rounds int) {
+// minutes.
+func (m *meter) due(n, minutes int) {
 	m.t.Helper()
-	m.must(http.MethodPost, "apikeys/roles/"+prefix, fields{"rotation_schedule": "* * * * *", "overlap_period": "0", "disable_automated_rotation": true, "max_accepted_versions": 2})
-	m.importKeys(prefix, prefix, n)
-	m.must(http.MethodPost, "apikeys/roles/"+prefix, fields{"disable_automated_rotation": false})
-	// The role's schedule changed: a job files its keys anew.
-	harness.Eventually(m.t, patience, 200*time.Millisecond, func() error {
-		data, err := m.send(http.MethodGet, fmt.Sprintf("apikeys/keys/%s-%07d", prefix, n-1), nil)
-		if err == nil && data["next_vault_rotation"] == nil {
-			err = fmt.Errorf("not filed yet")
-		}
-		return err
-	})
-	var all []cost
-	for minute := 0; len(all) < rounds && minute < 10*rounds; minute++ {
+	m.dueKeys("each-minute", "* * * * *", n)
+	m.sweepDue(opDue, n, minutes, func() {
 		time.Sleep(time.Until(time.Now().Truncate(time.Minute).Add(time.Minute + 50*time.Millisecond)))
+	})
+	m.must(http.MethodPost, "apikeys/roles/each-minute", fields{"disable_automated_rotation": true})
+	m.untilIdle() // a job files them anew
+}
+
+// becomeDue imports so many keys that are to be rotated in ten minutes, and
+// returns when all of them are due: one minute of the engine's index takes 5,000
+// keys, and the others spill into later ones.
+func (m *meter) becomeDue(n int) time.Time {
+	m.t.Helper()
+	at := time.Now().UTC().Add(10 * time.Minute)
+	m.dueKeys("at-once", fmt.Sprintf("%d %d * * *", at.Minute(), at.Hour()), n)
+	const aMinute = 5_000
+	from := at
+	if now := time.Now().UTC(); now.After(from) {
+		from = now
+	}
+	return from.Add(time.Duration(n/aMinute+2) * time.Minute)
+}
+
+// dueKeys imports keys of a role of their own, which rotate by its schedule.
+func (m *meter) dueKeys(role, schedule string, n int) {
+	m.t.Helper()
+	m.must(http.MethodPost, "apikeys/roles/"+role, fields{"rotation_schedule": schedule, "overlap_period": "0", "max_accepted_versions": 2})
+	m.importKeys(role, role, n)
+}
+
+// sweepDue measures so many sweeps that have n keys to rotate, each after a wait.
+// The plugin's own tick may take some of them: so the cost is divided by what the
+// sweep took.
+func (m *meter) sweepDue(operation string, n, rounds int, wait func()) {
+	m.t.Helper()
+	var all []cost
+	for try := 0; len(all) < rounds && try < 10*rounds; try++ {
+		wait()
 		before, began := m.cpu(), time.Now()
 		keys := m.sweep()
 		if took := time.Since(began); keys*2 >= n {
 			all = append(all, cost{units: keys, took: took, busy: m.cpu().since(before)})
 		}
 	}
-	m.must(http.MethodPost, "apikeys/roles/"+prefix, fields{"disable_automated_rotation": true})
-	m.untilIdle() // a job files them anew
 	if len(all) < rounds {
-		m.t.Errorf("%s: the sweeps of %d of %d minutes took half of the keys", operation, len(all), rounds)
+		m.t.Errorf("%s: %d of %d sweeps took half of the keys", operation, len(all), rounds)
 		return
 	}
 	m.note(operation, "key due", all)
