@@ -128,6 +128,27 @@ func TestABlockedRotationGoesOnWhereSomebodyMakesRoom(t *testing.T) {
 	w.check()
 }
 
+// TestChangesDoNotPutOffARotationThatHasRoom: each of them finds the minute that
+// the key was filed for over, and no tick between.
+func TestChangesDoNotPutOffARotationThatHasRoom(t *testing.T) {
+	t.Parallel()
+	w, id := blocked(t)
+	w.update(id, func(k *keyring.Key, _ *role.Role, now time.Time) (*keyring.Key, error) {
+		return k.Retire(keyring.Cause{Now: now}, 1, nil, true)
+	})
+	for n := range 3 {
+		w.clock.Advance(65 * time.Second)
+		w.update(id, func(k *keyring.Key, _ *role.Role, _ time.Time) (*keyring.Key, error) {
+			changed := *k
+			changed.CustomMetadata = map[string]string{"note": fmt.Sprint(n)}
+			return &changed, nil
+		})
+	}
+	w.mustTick()
+	w.expectStates(id, "1 retired, 2 retiring, 3 active")
+	w.check()
+}
+
 // TestADuePromotionDoesNotBlockARotation: where both are due, after an outage,
 // the promotion comes first and nothing waits.
 func TestADuePromotionDoesNotBlockARotation(t *testing.T) {
