@@ -91,9 +91,9 @@ func step(k *refKey, in keyAsk, out keyAnswer) (bool, *refKey) {
 	return out.status == http.StatusOK, next
 }
 
-// keyStates remembers what each request makes of each state. A search comes by
-// the same few states in thousands of orders: without this it can take longer
-// than a test has, with it states are equal where their addresses are.
+// keyStates remembers what each request makes of each state: a search comes by
+// the same few states in thousands of orders, and can take longer than a test has
+// without. States that are equal have one address.
 type keyStates struct {
 	steps map[keyStep]keyAfter
 	known map[string]*refKey
@@ -125,9 +125,9 @@ func (s *keyStates) step(k *refKey, in keyAsk, out keyAnswer) (bool, *refKey) {
 func (s *keyStates) one(k *refKey) *refKey {
 	flat := *k
 	flat.versions = nil
-	name := fmt.Sprintf("%+v", flat)
+	name := fmt.Sprintf("%#v", flat)
 	for _, v := range k.versions {
-		name += fmt.Sprintf("%+v", *v)
+		name += fmt.Sprintf("%#v", *v)
 	}
 	if known := s.known[name]; known != nil {
 		return known

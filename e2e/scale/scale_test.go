@@ -166,7 +166,7 @@ func measure(t *testing.T, r *Report, n int) (finish func()) {
 	} else {
 		r.Missing = append(r.Missing, fmt.Sprintf("other engines at %s keys, by SCALE_PEERS", number(n)))
 	}
-	end := func() { // the next number of keys has the machine for itself
+	end := func() { // the next number of keys has the machine for itself, but for sealed servers
 		m.failOver(opts)
 		srv.Kill(t)
 	}
@@ -180,7 +180,7 @@ func measure(t *testing.T, r *Report, n int) (finish func()) {
 		time.Sleep(time.Until(ready))
 		srv.Unseal(t)
 		l.untilAnswered()
-		m.sweepDue("tick, 100,000 keys due", manyDue, 1, func() {})
+		m.sweepDue("tick, 100,000 keys due", "at-once", manyDue, 1, func() {})
 		end()
 	}
 }
@@ -368,28 +368,25 @@ func (m *meter) failOver(opts harness.Options) {
 // minutes.
 func (m *meter) due(n, minutes int) {
 	m.t.Helper()
-	m.dueKeys("each-minute", "* * * * *", n)
-	m.sweepDue(opDue, n, minutes, func() {
+	m.dueKeys("each-minute", eachMinute, n)
+	m.sweepDue(opDue, "each-minute", n, minutes, func() {
 		time.Sleep(time.Until(time.Now().Truncate(time.Minute).Add(time.Minute + 50*time.Millisecond)))
 	})
-	m.must(http.MethodPost, "apikeys/roles/each-minute", fields{"disable_automated_rotation": true})
-	m.untilIdle() // a job files them anew
 }
 
-// becomeDue imports so many keys that are to be rotated in ten minutes, and
-// returns when all of them are due: one minute of the engine's index takes 5,000
-// keys, and the others spill into later ones.
+// becomeDue imports so many keys that rotate each minute, and returns when all of
+// them are due unless something rotates them before: one minute of the engine's
+// index takes 5,000 keys, and the others spill into later ones. A schedule of
+// longer intervals would not do: keys that are late by minutes are spread over a
+// tenth of an interval, and not rotated at once.
 func (m *meter) becomeDue(n int) time.Time {
 	m.t.Helper()
-	at := time.Now().UTC().Add(10 * time.Minute)
-	m.dueKeys("at-once", fmt.Sprintf("%d %d * * *", at.Minute(), at.Hour()), n)
+	m.dueKeys("at-once", eachMinute, n)
 	const aMinute = 5_000
-	from := at
-	if now := time.Now().UTC(); now.After(from) {
-		from = now
-	}
-	return from.Add(time.Duration(n/aMinute+2) * time.Minute)
+	return time.Now().Add(time.Duration(n/aMinute+2) * time.Minute)
 }
+
+const eachMinute = "* * * * *"
 
 // dueKeys imports keys of a role of their own, which rotate by its schedule.
 func (m *meter) dueKeys(role, schedule string, n int) {
@@ -398,20 +395,37 @@ func (m *meter) dueKeys(role, schedule string, n int) {
 	m.importKeys(role, role, n)
 }
 
-// sweepDue measures so many sweeps that have n keys to rotate, each after a wait.
-// The plugin's own tick may take some of them: so the cost is divided by what the
-// sweep took.
-func (m *meter) sweepDue(operation string, n, rounds int, wait func()) {
+// sweepDue measures so many sweeps that have all n keys of a role to rotate, each
+// after a wait, and then ends the role's schedule. The plugin's own tick may take
+// some of them: so the cost is divided by what the sweep took.
+func (m *meter) sweepDue(operation, role string, n, rounds int, wait func()) {
 	m.t.Helper()
+	some := []int{0, n / 2, n - 1}
+	versions := func() (all []int) {
+		for _, i := range some {
+			all = append(all, m.number(m.must(http.MethodGet, fmt.Sprintf("apikeys/keys/%s-%07d", role, i), nil), "current_version"))
+		}
+		return all
+	}
 	var all []cost
 	for try := 0; len(all) < rounds && try < 10*rounds; try++ {
 		wait()
+		earlier := versions()
 		before, began := m.cpu(), time.Now()
 		keys := m.sweep()
-		if took := time.Since(began); keys*2 >= n {
-			all = append(all, cost{units: keys, took: took, busy: m.cpu().since(before)})
+		took, busy := time.Since(began), m.cpu().since(before)
+		if keys*2 < n {
+			continue
 		}
+		for i, version := range versions() {
+			if version <= earlier[i] {
+				m.t.Errorf("%s: a sweep that changed %d keys left key %d at version %d", operation, keys, some[i], version)
+			}
+		}
+		all = append(all, cost{units: keys, took: took, busy: busy})
 	}
+	m.must(http.MethodPost, "apikeys/roles/"+role, fields{"disable_automated_rotation": true})
+	m.untilIdle() // a job files them anew
 	if len(all) < rounds {
 		m.t.Errorf("%s: %d of %d sweeps took half of the keys", operation, len(all), rounds)
 		return

@@ -128,8 +128,8 @@ func TestABlockedRotationGoesOnWhereSomebodyMakesRoom(t *testing.T) {
 	w.check()
 }
 
-// TestChangesDoNotPutOffARotationThatHasRoom: each of them finds the minute that
-// the key was filed for over, and no tick between.
+// TestChangesDoNotPutOffARotationThatHasRoom: when each of them comes, the minute
+// that the key is filed for is over, and no tick has been.
 func TestChangesDoNotPutOffARotationThatHasRoom(t *testing.T) {
 	t.Parallel()
 	w, id := blocked(t)
