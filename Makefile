@@ -69,8 +69,13 @@ dev-stop: ## Stop the dev Vault
 	@scripts/dev.sh stop
 
 .PHONY: test
-test: fmt-check vet docs-check lint unit e2e vuln ## Everything, as CI does: format, vet, lint, docs, race tests, a real Vault, known vulnerabilities
+test: packages fmt-check vet docs-check lint unit e2e vuln ## Everything, as CI does: format, vet, lint, docs, race tests, a real Vault, known vulnerabilities
 	@echo 'PASS: make test'
+
+# As root on Debian it installs what is missing; else it says what is.
+.PHONY: packages
+packages:
+	@scripts/packages.sh
 
 .PHONY: test-short
 test-short: ## The inner loop: unit tests without the race detector and without a Vault

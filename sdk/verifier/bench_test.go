@@ -394,7 +394,7 @@ func TestAHitCostsLittleMoreThanItsHash(t *testing.T) {
 	}{{"1000 keys", thousand, 2.5, false}, {"1000000 keys", million, 6, true}} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.isLarge && testing.Short() {
-				t.Skip("SKIP: a million keys take a gigabyte and some seconds")
+				t.Skip("SKIP: -short leaves out a million keys, which take a gigabyte and some seconds")
 			}
 			var measured []float64
 			for range 3 {
