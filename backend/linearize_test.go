@@ -16,7 +16,6 @@ import (
 
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
-	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/storetest"
 )
 
@@ -260,7 +259,7 @@ func tellOfTick(m *mount, history []porcupine.Operation) {
 	m.t.Helper()
 	made := 0
 	for _, one := range list(m.t, m.read("history/acme")["transitions"]) {
-		if transition := aMap(m.t, one); transition["actor"] == lifecycle.ActorPeriodic && transition["type"] == string(keyring.EventVersionCreated) {
+		if transition := aMap(m.t, one); transition["actor"] == keyring.ActorPeriodic && transition["type"] == string(keyring.EventVersionCreated) {
 			if made > 0 {
 				m.t.Errorf("one tick has made the versions %v and %d", transition[fieldVersion], made)
 			}

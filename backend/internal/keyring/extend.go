@@ -108,7 +108,7 @@ func (k *Key) Stored(prev *Key, now time.Time) bool {
 			continue
 		}
 		v.AcceptedUntil, v.OverlapEnds = until, ends
-		k.Record(Cause{Now: now}, EventOverlapExtended, v.Number, fmt.Sprintf("it took %s to store; accepted until %s", late, formatTime(until)))
+		k.Record(Cause{Now: now, Actor: ActorPeriodic}, EventOverlapExtended, v.Number, fmt.Sprintf("it took %s to store; accepted until %s", late, formatTime(until)))
 		moved = true
 	}
 	if !moved {

@@ -171,6 +171,9 @@ func (k *Key) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
+// ActorPeriodic is the actor of what happens by itself, because of the time.
+const ActorPeriodic = "periodic"
+
 // Cause says when a transition happens, at whose wish, and why.
 type Cause struct {
 	Now time.Time
@@ -378,7 +381,7 @@ func (k *Key) Clone() *Key {
 // recorded.
 func (k *Key) begin(c Cause) (*Key, Cause) {
 	n, c := k.copyAt(c)
-	n.settle(Cause{Now: c.Now})
+	n.settle(Cause{Now: c.Now, Actor: ActorPeriodic})
 	return n, c
 }
 

@@ -52,5 +52,10 @@ func TestStoredMovesWhatTheChangeHasMoved(t *testing.T) {
 		if told := len(next.History) == 1; told != c.moved || len(next.Owed) > 0 {
 			t.Errorf("%s: the history has %d events, of which %d are owed to nobody", name, len(next.History), len(next.Owed))
 		}
+		for _, e := range next.History {
+			if e.Actor != keyring.ActorPeriodic {
+				t.Errorf("%s: the history says that %q has moved the end", name, e.Actor)
+			}
+		}
 	}
 }

@@ -138,7 +138,7 @@ func TestHistoryTellsWhoAndWhen(t *testing.T) {
 	}
 	// What time alone did is nobody's doing, whoever came by.
 	f.must(f.overlap(2*time.Hour, time.Hour))
-	if e := f.k.History[6]; e.Type != keyring.EventVersionRetired || e.Actor != "" || e.Detail != "overlap over" {
+	if e := f.k.History[6]; e.Type != keyring.EventVersionRetired || e.Actor != keyring.ActorPeriodic || e.Detail != "overlap over" {
 		t.Errorf("%+v", e)
 	}
 }

@@ -268,11 +268,8 @@ func (kp *Keeper) PlannedChange(k *keyring.Key, r *role.Role, now time.Time) tim
 	return change
 }
 
-// Actors of what happens by itself.
-const (
-	ActorPeriodic = "periodic"
-	ActorLease    = "lease"
-)
+// ActorLease is the actor of what happens to a key because of its leases.
+const ActorLease = "lease"
 
 // Apply does all that is due for a key filed at minute, in one commit. early
 // tells that the minute is still open (sweep): the key then keeps its entry
@@ -326,7 +323,7 @@ func (kp *Keeper) apply(ctx context.Context, k *keyring.Key, early bool) (change
 	if next == nil {
 		return true, kp.endLeased(ctx, told, now)
 	}
-	next = kp.watch(ctx, k, next, r, keyring.Cause{Now: now, Actor: ActorPeriodic})
+	next = kp.watch(ctx, k, next, r, keyring.Cause{Now: now, Actor: keyring.ActorPeriodic})
 	if next == k {
 		if early {
 			return false, nil
@@ -339,7 +336,7 @@ func (kp *Keeper) apply(ctx context.Context, k *keyring.Key, early bool) (change
 // advance is the transition of Apply. It returns nil for a leased key that is
 // to be forgotten.
 func (kp *Keeper) advance(ctx context.Context, k *keyring.Key, r *role.Role, now time.Time) (*keyring.Key, error) {
-	cause := keyring.Cause{Now: now, Actor: ActorPeriodic}
+	cause := keyring.Cause{Now: now, Actor: keyring.ActorPeriodic}
 	if k.Leased() {
 		if ended, last := k.EndedAll(now); ended && !now.Before(last.Add(keyring.LeasedKeepTime)) {
 			return nil, nil
@@ -449,7 +446,7 @@ func (kp *Keeper) retryAfter(k *keyring.Key, now time.Time) time.Time {
 }
 
 func (kp *Keeper) endLeased(ctx context.Context, k *keyring.Key, now time.Time) error {
-	tomb := k.EndAll(keyring.Cause{Now: now, Actor: ActorPeriodic}, kp.Store.Cleanup(k))
+	tomb := k.EndAll(keyring.Cause{Now: now, Actor: keyring.ActorPeriodic}, kp.Store.Cleanup(k))
 	if err := kp.put(ctx, k, tomb, now); err != nil {
 		return err
 	}

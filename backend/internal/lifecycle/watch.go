@@ -197,7 +197,7 @@ func (kp *Keeper) noteEnd(k *keyring.Key, v *keyring.Version, use map[int]usage.
 // NoteStale tells that clients were left behind, where version is retired and
 // was refused since: once for each end.
 func (kp *Keeper) NoteStale(ctx context.Context, id string, number int) error {
-	return kp.Emit(ctx, id, ActorPeriodic, func(k *keyring.Key, r *role.Role, c keyring.Cause) bool {
+	return kp.Emit(ctx, id, keyring.ActorPeriodic, func(k *keyring.Key, r *role.Role, c keyring.Cause) bool {
 		for i := range k.Versions {
 			v := &k.Versions[i]
 			if v.Number != number || r == nil || !Failing(v, c.Now) {
@@ -262,7 +262,7 @@ func (kp *Keeper) watchEnds(ctx context.Context, before, after *keyring.Key, now
 			next = after.Clone()
 			use = kp.use(ctx, next.ID, now)
 		}
-		kp.noteEnd(next, &next.Versions[i], use, keyring.Cause{Now: next.Now(now), Actor: ActorPeriodic})
+		kp.noteEnd(next, &next.Versions[i], use, keyring.Cause{Now: next.Now(now), Actor: keyring.ActorPeriodic})
 	}
 	return next
 }

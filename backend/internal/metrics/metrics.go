@@ -14,7 +14,6 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/clock"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jobs"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
-	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
@@ -181,7 +180,7 @@ func trigger(prev, next *keyring.Key, events []keyring.Event) (t int, rotated bo
 		switch e.Type {
 		case keyring.EventVersionCreated:
 			rotated = true
-			if e.Actor == lifecycle.ActorPeriodic && t == triggerManual {
+			if e.Actor == keyring.ActorPeriodic && t == triggerManual {
 				t = triggerScheduled
 			}
 		case keyring.EventVersionRevoked, keyring.EventVersionCompromised:

@@ -22,7 +22,6 @@ import (
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/health"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/jobs"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/keyring"
-	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/lifecycle"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/backend/internal/store"
 	"github.com/vault-apikeys/vault-plugin-secrets-apikeys/sdk/record"
 )
@@ -137,8 +136,8 @@ func TestRolesAreBounded(t *testing.T) {
 func TestRotationsAreCountedByWhatMadeThem(t *testing.T) {
 	t.Parallel()
 	created := keyring.Event{Type: keyring.EventVersionCreated, Actor: "token-ops"}
-	periodic := keyring.Event{Type: keyring.EventVersionCreated, Actor: lifecycle.ActorPeriodic}
-	retired := keyring.Event{Type: keyring.EventVersionRetired, Actor: lifecycle.ActorPeriodic}
+	periodic := keyring.Event{Type: keyring.EventVersionCreated, Actor: keyring.ActorPeriodic}
+	retired := keyring.Event{Type: keyring.EventVersionRetired, Actor: keyring.ActorPeriodic}
 	revoked := keyring.Event{Type: keyring.EventVersionRevoked}
 	compromised := keyring.Event{Type: keyring.EventVersionCompromised}
 	before := &keyring.Key{Role: "r", Job: "first"}
