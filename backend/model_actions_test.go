@@ -205,9 +205,10 @@ func (x *modelMachine) writeHook() {
 	next := refHook{
 		enabled: rapid.SampledFrom([]bool{true, true, false, true}).Draw(x.T, "enabled"), events: rapid.SampledFrom([]string{"version.*", "*", "key.*", "version.activated"}).Draw(x.T, "events"),
 		deliver: rapid.SampledFrom([]string{"claim", "claim", "event", "claim"}).Draw(x.T, "deliver"),
+		roles:   rapid.SampledFrom([][]string{{}, {"t"}, {}, {"r"}, {}, {"t", "r"}}).Draw(x.T, "roles"),
 	}
 	op := rapid.SampledFrom([]logical.Operation{logical.UpdateOperation, logical.PatchOperation, logical.UpdateOperation}).Draw(x.T, "op")
-	data := object{fieldURL: x.inbox.URL, fieldAllowPrivate: true, fieldEnabled: next.enabled, fieldEvents: []any{next.events}, fieldDeliver: next.deliver}
+	data := object{fieldURL: x.inbox.URL, fieldAllowPrivate: true, fieldEnabled: next.enabled, fieldEvents: []any{next.events}, fieldRoles: next.roles, fieldDeliver: next.deliver}
 	x.attempt("write a webhook", func() *answer {
 		a := x.m.request(op, "webhooks/claims", data)
 		if a.status == http.StatusOK { // it answers the secret of a new one
@@ -235,7 +236,7 @@ func (x *modelMachine) removeHook() {
 		}
 		return a
 	}, func(ref *reference) int {
-		misses = ref.hook.claims() && ref.roles["t"].automatic()
+		misses = ref.hook.claims("t") && ref.roles["t"].automatic()
 		ref.hook = nil
 		ref.claims = slices.DeleteFunc(ref.claims, func(c refClaim) bool { return c.message == "" }) // what waits for it goes along
 		return http.StatusNoContent

@@ -29,7 +29,7 @@ func (x *modelMachine) settingsFit(ref *reference) string {
 	if ref.hook == nil {
 		return ""
 	}
-	if got, want := fmt.Sprint(a.data[fieldEnabled], a.data[fieldEvents], a.data[fieldDeliver]), fmt.Sprint(ref.hook.enabled, []string{ref.hook.events}, ref.hook.deliver); got != want {
+	if got, want := fmt.Sprint(a.data[fieldEnabled], a.data[fieldEvents], a.data[fieldRoles], a.data[fieldDeliver]), fmt.Sprint(ref.hook.enabled, []string{ref.hook.events}, ref.hook.roles, ref.hook.deliver); got != want {
 		return fmt.Sprintf("the webhook is %s, want %s", got, want)
 	}
 	return ""
@@ -55,7 +55,8 @@ func (x *modelMachine) checkUse(name string, k *refKey) {
 	}
 }
 
-// checkPast: the history of a key is in order and tells of each version once.
+// checkPast: the history of a key is in order, says who did what, and tells of each
+// version once.
 func (x *modelMachine) checkPast(name string, k *refKey) {
 	all := list(x, x.m.read("history/" + name)["transitions"])
 	made, last := map[int]bool{}, time.Time{}
@@ -66,6 +67,9 @@ func (x *modelMachine) checkPast(name string, k *refKey) {
 			x.Fatalf("transition %d of %s is of %s, before one that is older", i+1, name, stamp(at))
 		}
 		last = at
+		if transition["actor"] == "" {
+			x.Fatalf("the history of %s does not say who did what it tells: %v", name, transition)
+		}
 		if transition["type"] != "version.created" {
 			continue
 		}

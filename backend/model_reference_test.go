@@ -131,13 +131,19 @@ type reference struct {
 type refHook struct {
 	enabled         bool
 	events, deliver string
+	roles           []string // whose keys it is told of, none for all
 }
 
-// wants tells whether the webhook is told that a version has become active.
-func (h *refHook) wants() bool { return h != nil && h.events != "key.*" }
+// wants tells whether the webhook is told that a version of a role's key has become
+// active.
+func (h *refHook) wants(role string) bool {
+	return h != nil && h.events != "key.*" && (len(h.roles) == 0 || slices.Contains(h.roles, role))
+}
 
 // claims tells whether it hands over keys, too.
-func (h *refHook) claims() bool { return h.wants() && h.enabled && h.deliver == "claim" }
+func (h *refHook) claims(role string) bool {
+	return h.wants(role) && h.enabled && h.deliver == "claim"
+}
 
 // refClaim is the message that a version has become active, and the code in it.
 type refClaim struct {
@@ -185,7 +191,7 @@ func (k *refKey) clone() *refKey {
 // role is what the role of this name lays down now.
 func (m *reference) role(name string) refRole {
 	r := m.roles[name]
-	r.claimable = m.hook.claims()
+	r.claimable = m.hook.claims(name)
 	return r
 }
 
@@ -776,7 +782,7 @@ func (m *reference) tell(k *refKey) {
 	for _, number := range k.owed {
 		v, one := k.version(number), refClaim{id: k.id, version: number, life: wholeDay}
 		one.passed = v == nil || v.state != "active"
-		if !m.hook.wants() || k.leased || !one.passed && !v.readable && !v.handover {
+		if !m.hook.wants(k.role) || k.leased || !one.passed && !v.readable && !v.handover {
 			continue
 		}
 		one.handed = !one.passed && v.handover && m.hook.deliver == "claim"

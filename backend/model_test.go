@@ -54,6 +54,7 @@ var modelSecretRoles = []modelRole{
 	{object{"retrievable": false}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, accepted: 3, keep: 4, secret: true}},
 	{object{"retrievable": false, "overlap_period": "0s", "rollback_window": 0, "max_accepted_versions": 2}, refRole{maxOverlap: 12 * time.Hour, accepted: 2, keep: 4, secret: true}},
 	{object{"retrievable": false, "activation_delay": "30m"}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, delay: 30 * time.Minute, accepted: 3, keep: 4, secret: true}},
+	{object{"retrievable": false, "rotation_period": "24h", "version_ttl": "48h"}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, period: 24 * time.Hour, ttl: 48 * time.Hour, accepted: 3, keep: 4, secret: true}},
 	{object{"retrievable": false, "rotation_period": "24h", "activation_delay": "30m"}, refRole{overlap: time.Hour, maxOverlap: 12 * time.Hour, rollback: 4 * time.Hour, delay: 30 * time.Minute, period: 24 * time.Hour, accepted: 3, keep: 4, secret: true}},
 }
 
@@ -328,7 +329,7 @@ func (x *modelMachine) writeRole(op logical.Operation, name string, i int) {
 		if !there && op == logical.PatchOperation {
 			return http.StatusNotFound
 		}
-		unclaimed := kind.ref.secret && kind.ref.automatic() && !ref.hook.claims()
+		unclaimed := kind.ref.secret && kind.ref.automatic() && !ref.hook.claims(name)
 		if unclaimed && !old.automatic() {
 			return http.StatusBadRequest
 		}
