@@ -606,6 +606,25 @@ func TestACodeOfAVersionThatIsForgottenHandsOutNothing(t *testing.T) {
 	m.refused(badStatus, logical.UpdateOperation, "claim", code, "code is not a claim")
 }
 
+// TestACodeOfADisabledKeyIsGoodWithAWarning, as is a read of static-creds.
+func TestACodeOfADisabledKeyIsGoodWithAWarning(t *testing.T) {
+	t.Parallel()
+	m, b := newMount(t), newInbox(t)
+	m.claimHook(b, nil)
+	m.role(nil)
+	m.key("acme", nil)
+	m.tell()
+	m.delivered()
+	m.patch("keys/acme", object{"enabled": false})
+	redeemed := m.request(logical.UpdateOperation, "claim", object{"code": b.code(t, 1)})
+	read := m.request(logical.ReadOperation, "static-creds/acme", nil)
+	for what, a := range map[string]*answer{"a code": redeemed, "static-creds": read} {
+		if a.status != http.StatusOK || a.data["api_key"] != read.data["api_key"] || !slices.ContainsFunc(a.warnings, func(w string) bool { return strings.Contains(w, "disabled") }) {
+			t.Errorf("%s of a disabled key is answered %s", what, a)
+		}
+	}
+}
+
 // TestACodeLivesForTheOverlapThatBeganWithIt, not for that of a version which was
 // left for the same one before.
 func TestACodeLivesForTheOverlapThatBeganWithIt(t *testing.T) {

@@ -111,6 +111,7 @@ func (b *Backend) claimed(ctx context.Context, c *call, claim webhook.Claim) (ma
 	if apiKey == "" || !v.AcceptedAt(k.Now(c.store.Now())) {
 		return nil, errNoClaim
 	}
+	c.warnDisabled(k)
 	data := map[string]any{fieldAPIKey: apiKey, fieldKeyID: k.ID, fieldVersion: v.Number}
 	if k.Name != "" {
 		data[fieldName] = k.Name

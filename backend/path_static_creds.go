@@ -74,10 +74,15 @@ func (b *Backend) readStaticCreds(ctx context.Context, c *call) (*logical.Respon
 	}
 	putTime(data, fieldLastRotation, active.ActivatedTime)
 	putTime(data, fieldNextRotation, c.keeper.PlannedRotation(k, r, now))
+	c.warnDisabled(k)
+	return &logical.Response{Data: data}, nil
+}
+
+// warnDisabled warns who is handed a key that will be refused.
+func (c *call) warnDisabled(k *keyring.Key) {
 	if k.Disabled {
 		c.warn("the key is disabled: every version of it is refused until enabled=true")
 	}
-	return &logical.Response{Data: data}, nil
 }
 
 // endedBecause tells how the key lost its active version.
