@@ -122,19 +122,21 @@ func (l *load) each(times int, do func(i int)) time.Duration {
 func (l *load) parallel(times int, do func(i int) error) {
 	l.t.Helper()
 	var next atomic.Int64
+	var failed atomic.Bool
 	var workers sync.WaitGroup
 	for range connections {
 		workers.Go(func() {
-			for i := int(next.Add(1)) - 1; i < times && !l.t.Failed(); i = int(next.Add(1)) - 1 {
+			for i := int(next.Add(1)) - 1; i < times && !failed.Load(); i = int(next.Add(1)) - 1 {
 				if err := do(i); err != nil {
 					l.t.Error(err)
+					failed.Store(true)
 					return
 				}
 			}
 		})
 	}
 	workers.Wait()
-	if l.t.Failed() {
+	if failed.Load() {
 		l.t.FailNow()
 	}
 }

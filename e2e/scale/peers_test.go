@@ -88,6 +88,13 @@ func databases(t *testing.T, r *Report, l *load, srv *harness.Server, n int) err
 	}
 	srv.RegisterPlugin(t, engineName, "", engine, sum)
 	srv.EnableEngine(t, "db", engineName)
+	loads := func() int { return strings.Count(srv.Log(), "starting periodic ticker") }
+	harness.Eventually(t, time.Minute, 20*time.Millisecond, func() error { // roles that are made meanwhile are enqueued twice
+		if loads() == 0 {
+			return errors.New("the engine has not begun")
+		}
+		return nil
+	})
 	roles := min(n/10, mostRoles)
 	note := func(operation, unit string, units, roles int, took time.Duration) {
 		add(&r.Peers, operation, unit, Point{Keys: n, Seconds: took.Seconds() / float64(units), Roles: roles})
@@ -96,7 +103,7 @@ func databases(t *testing.T, r *Report, l *load, srv *harness.Server, n int) err
 	l.must(http.MethodPost, "db/config/noop", fields{"plugin_name": "noop", "allowed_roles": "*", "verify_connection": false})
 	note(peerRotateNoop, "role", roles, roles, l.staticRoles("noop", roles))
 
-	loaded := strings.Count(srv.Log(), "starting periodic ticker")
+	loaded := loads()
 	for _, pid := range srv.PluginPIDs(engineName) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			return err
@@ -105,7 +112,7 @@ func databases(t *testing.T, r *Report, l *load, srv *harness.Server, n int) err
 	began := time.Now()
 	harness.Eventually(t, 10*time.Minute, 20*time.Millisecond, func() error {
 		_, _ = l.send(http.MethodGet, "db/static-roles/noop-0", nil) // wakes it
-		if strings.Count(srv.Log(), "starting periodic ticker") == loaded {
+		if loads() == loaded {
 			return errors.New("the roles are not loaded yet")
 		}
 		return nil

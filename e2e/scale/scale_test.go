@@ -162,7 +162,7 @@ func measure(t *testing.T, r *Report, n int) (finish func()) {
 	}).Linear = true // storage has no pages
 
 	if n <= mostForPeers(t) {
-		peers(t, r, l, srv, n)
+		t.Run(fmt.Sprintf("peers at %d", n), func(t *testing.T) { peers(t, r, newLoad(t, srv), srv, n) }) // what fails there does not end the rest
 	} else {
 		r.Missing = append(r.Missing, fmt.Sprintf("other engines at %s keys, by SCALE_PEERS", number(n)))
 	}
