@@ -259,7 +259,7 @@ func (r *Report) Markdown() string {
 	}
 	growth := func(g Growth) string { return fmt.Sprintf("%.2f ×", g.growth(Point.seconds)) }
 	if len(r.Server) > 0 {
-		b.WriteString("\n## The plugin's own time, on Vault with Raft\n\nThe processor's time of the plugin's process; the median of 3 or 5 rounds, where one does not take long. Growth is that of the last step, from a tenth of the keys: at most 1.2, or 12 where it is to be linear.\n\n")
+		b.WriteString("\n## The plugin's own time, on Vault with Raft\n\nThe processor's time of the plugin's process; the median of 3 to 9 rounds, where one does not take long. Growth is that of the last step, from a tenth of the keys: at most 1.2, or 12 where it is to be linear.\n\n")
 		table(&b, r.Server, func(p Point) string { return duration(p.CPU) }, func(g Growth) string {
 			text := fmt.Sprintf("%.2f ×", g.lastStep(Point.cpu))
 			if g.Linear {
