@@ -136,7 +136,7 @@ func TestHistoryTellsWhoAndWhen(t *testing.T) {
 			t.Errorf("%+v", e)
 		}
 	}
-	// What time alone did is nobody's doing, whoever came by.
+	// What time alone did happened by itself, whoever came by.
 	f.must(f.overlap(2*time.Hour, time.Hour))
 	if e := f.k.History[6]; e.Type != keyring.EventVersionRetired || e.Actor != keyring.ActorPeriodic || e.Detail != "overlap over" {
 		t.Errorf("%+v", e)
