@@ -145,6 +145,12 @@ func (h *refHook) claims(role string) bool {
 	return h.wants(role) && h.enabled && h.deliver == "claim"
 }
 
+// misses tells whether nobody hands over the keys of the role t any more once the
+// webhook is next.
+func (m *reference) misses(next *refHook) bool {
+	return m.hook.claims("t") && !next.claims("t") && m.roles["t"].automatic()
+}
+
 // refClaim is the message that a version has become active, and the code in it.
 type refClaim struct {
 	id      string // of the key
